@@ -1,0 +1,13 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: setup app test demo check bench format lock
+
+setup: ; @PYTHON="$(PYTHON)" sh requirements/setup.sh
+app: setup ; @$(BIN)/workbench app $(ARGS)
+test: check ; @$(BIN)/python -m pytest
+demo: setup ; @$(BIN)/workbench demo $(ARGS)
+check: setup ; @sh requirements/check.sh
+bench: setup ; @$(BIN)/workbench bench $(ARGS)
+format: setup ; @$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+lock: ; @sh requirements/lock.sh
