@@ -1,0 +1,31 @@
+"""One spelling for every JSON value, so that equal values have equal digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from vectors.errors import InputError
+
+__all__ = ["canonical_json", "sha256"]
+
+
+def canonical_json(value: object, what: str = "The value") -> bytes:
+    """Return `value` as ASCII JSON with sorted keys and no spaces.
+
+    Raises:
+        InputError: something in `value` that JSON cannot carry, NaN and infinity included.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{what} cannot be written as JSON ({error}); use only finite numbers, text, true, "
+            "false, null, lists, and mappings with text keys."
+        ) from error
+    return text.encode("ascii")
+
+
+def sha256(data: bytes | bytearray | memoryview) -> str:
+    """Return the SHA-256 of `data` as 64 lower-case hex digits."""
+    return hashlib.sha256(data).hexdigest()

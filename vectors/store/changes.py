@@ -1,0 +1,167 @@
+"""How names change: save, rename, delete, restore, each one transaction and one row of the log.
+
+A delete hides the name without touching what it stood for, and a name used again goes on
+counting: `cheerful@1` never comes to mean something else by it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from vectors.errors import NameNotFound, NameTaken
+from vectors.store.database import Database, now
+from vectors.store.leases import holders
+from vectors.store.reference import check_new_name
+from vectors.store.refs import NEWEST, SELECT, Ref, Refs, living
+
+__all__ = ["Changes", "LogRow"]
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """One change of the library: save, rename, delete or restore."""
+
+    created: str
+    action: str
+    name: str
+    revision: int
+    digest: str
+    detail: str
+
+
+class Changes:
+    """Changes names in `database`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._refs = Refs(database)
+
+    def check_free(self, name: str, kind: str) -> None:
+        """Refuse a name that cannot get a revision of this kind, before any work is done for it.
+
+        Raises:
+            GrammarError: not a name.
+            NameTaken: the name belongs to another kind.
+        """
+        check_new_name(name)
+        with self._database.read() as db:
+            _check_kind(living(db, name), name, kind)
+
+    def save(self, name: str, kind: str, digest: str) -> Ref:
+        """Make `digest` the newest revision of `name`.
+
+        Raises:
+            GrammarError, NameTaken: see `check_free`.
+        """
+        check_new_name(name)
+        with self._database.change() as db:
+            row = living(db, name)
+            _check_kind(row, name, kind)
+            name_id = row["id"] if row is not None else _insert_name(db, name, kind)
+            last = db.execute(
+                """SELECT coalesce(max(refs.revision), 0) FROM refs
+                   JOIN names ON names.id = refs.name_id WHERE names.name = ?""",
+                (name,),
+            ).fetchone()[0]
+            ref = Ref(name, kind, last + 1, digest, now())
+            db.execute(
+                "INSERT INTO refs VALUES (?, ?, ?, ?)", (name_id, ref.revision, digest, ref.created)
+            )
+            _log(db, "save", ref)
+        return ref
+
+    def rename(self, old: str, new: str) -> None:
+        """Give `old` with all its revisions the name `new`.
+
+        Raises:
+            GrammarError: `new` is not a name.
+            NameNotFound: no `old`.
+            NameTaken: `new` is in use.
+        """
+        check_new_name(new)
+        newest = self._refs.history(old)[0]
+        with self._database.change() as db:
+            row = living(db, old)
+            if row is None:
+                raise NameNotFound(f"'{old}' was deleted or renamed meanwhile; look again.")
+            if living(db, new) is not None:
+                raise NameTaken(f"The name '{new}' is in use; choose another, or delete it first.")
+            db.execute("UPDATE names SET name = ? WHERE id = ?", (new, row["id"]))
+            _log(db, "rename", newest, f"to {new}")
+
+    def delete(self, name: str, *, force: bool = False) -> None:
+        """Hide `name` and all its revisions; the objects stay, and `restore` brings them back.
+
+        Raises:
+            NameNotFound: no such name.
+            NameTaken: something uses one of its revisions, and `force` was not given.
+        """
+        revisions = self._refs.history(name)
+        with self._database.change() as db:
+            row = living(db, name)
+            if row is None:
+                raise NameNotFound(f"'{name}' was deleted or renamed meanwhile; look again.")
+            users = holders(db, [ref.digest for ref in revisions])
+            if users and not force:
+                raise NameTaken(
+                    f"'{name}' is in use by {', '.join(users)}; stop it first, or delete by force."
+                )
+            db.execute("UPDATE names SET deleted = ? WHERE id = ?", (now(), row["id"]))
+            _log(db, "delete", revisions[0])
+
+    def restore(self, name: str) -> Ref:
+        """Bring back what was deleted last under `name`.
+
+        Raises:
+            NameNotFound: nothing of that name was deleted.
+            NameTaken: the name is in use again.
+        """
+        with self._database.change() as db:
+            row = db.execute(
+                """SELECT id FROM names WHERE name = ? AND deleted IS NOT NULL
+                   ORDER BY deleted DESC, id DESC LIMIT 1""",
+                (name,),
+            ).fetchone()
+            if row is None:
+                raise NameNotFound(
+                    f"Nothing called '{name[:100]}' was deleted; see `workbench library log`."
+                )
+            if living(db, name) is not None:
+                raise NameTaken(
+                    f"The name '{name}' is in use again; rename the present one, then restore."
+                )
+            db.execute("UPDATE names SET deleted = NULL WHERE id = ?", (row["id"],))
+            ref = Ref(*db.execute(f"{SELECT} AND names.id = ? {NEWEST}", (row["id"],)).fetchone())
+            _log(db, "restore", ref)
+        return ref
+
+    def log(self, limit: int) -> list[LogRow]:
+        """Return the last changes, the newest first."""
+        with self._database.read() as db:
+            rows = db.execute(
+                """SELECT created, action, name, revision, digest, detail FROM reflog
+                   ORDER BY id DESC LIMIT ?""",
+                (limit,),
+            ).fetchall()
+        return [LogRow(*row) for row in rows]
+
+
+def _check_kind(row: sqlite3.Row | None, name: str, kind: str) -> None:
+    if row is not None and row["kind"] != kind:
+        raise NameTaken(
+            f"The name '{name}' belongs to a {row['kind']}, and this is a {kind}; "
+            "choose another name."
+        )
+
+
+def _insert_name(db: sqlite3.Connection, name: str, kind: str) -> int | None:
+    return db.execute("INSERT INTO names (name, kind) VALUES (?, ?)", (name, kind)).lastrowid
+
+
+def _log(db: sqlite3.Connection, action: str, ref: Ref, detail: str = "") -> None:
+    db.execute(
+        """INSERT INTO reflog (created, action, name, revision, digest, detail)
+           VALUES (?, ?, ?, ?, ?, ?)""",
+        (now(), action, ref.name, ref.revision, ref.digest, detail),
+    )

@@ -1,0 +1,216 @@
+"""The versioned store of steering vectors, task vectors and recipes, and of what attests to them.
+
+Several processes may use one library at once; `catalog.py` says how it lies on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vectors.errors import InputError, ModelMismatch
+from vectors.formats.native import vector_bytes
+from vectors.store.attestations import Attestations
+from vectors.store.catalog import NONE, Catalog, Entry
+from vectors.store.manifests import Manifest
+from vectors.store.payloads import (
+    VECTOR_FILE,
+    BaseTensors,
+    Progress,
+    read_steering,
+    read_tuned,
+    write_task,
+)
+from vectors.tasks.recipes import Recipe
+from vectors.types import SteeringVector
+
+__all__ = ["Library"]
+
+
+class Library(Catalog):
+    """The library in the folder `root`; `Catalog` has its names and its history.
+
+    Raises:
+        OutOfSpace: a folder that cannot be written.
+        StoreCorrupt: a damaged library, or one of a newer version.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._attestations = Attestations(self._database, self.objects)
+
+    def save_vector(
+        self,
+        name: str,
+        vector: SteeringVector,
+        *,
+        files: Mapping[str, bytes] = NONE,
+        parents: Iterable[str] = (),
+    ) -> Entry:
+        """Keep a steering vector, with attachments, as the newest revision of `name`.
+
+        Raises:
+            GrammarError: not a name.
+            NameTaken: the name belongs to another kind.
+            VectorFileError: a vector that its file format cannot carry.
+            InputError: an attachment's name or a parent that is not valid.
+        """
+        self._changes.check_free(name, "steering-vector")
+        return self._save(name, self._vector(vector, files, parents))
+
+    def put_vector(self, vector: SteeringVector) -> str:
+        """Keep a steering vector without a name, and return its digest."""
+        return self.manifests.put(self._vector(vector))
+
+    def save_task(
+        self,
+        name: str,
+        base: str,
+        base_tensors: BaseTensors,
+        tuned_tensors: Mapping[str, Tensor],
+        *,
+        info: Mapping[str, Any] = NONE,
+        files: Mapping[str, bytes] = NONE,
+        parents: Iterable[str] = (),
+        progress: Progress | None = None,
+    ) -> Entry:
+        """Keep `tuned - base`, exactly, as the newest revision of `name`.
+
+        Tensors that are equal, or that `tuned_tensors` leaves out, are unchanged and take no space.
+
+        Raises:
+            GrammarError: not a name.
+            NameTaken: the name belongs to another kind.
+            ShapeMismatch: a tuned tensor that the base lacks or has in another shape or dtype.
+            InputError: information that JSON cannot carry, or an attachment or parent not valid.
+        """
+        self._changes.check_free(name, "task-vector")
+        # Drafted first: what the draft refuses is refused before the long work.
+        draft = self._draft("task-vector", base, files, parents, info)
+        tensors = write_task(self.objects, base_tensors, tuned_tensors, progress)
+        return self._save(name, draft.model_copy(update={"tensors": tensors}))
+
+    def save_recipe(
+        self,
+        name: str,
+        recipe: Recipe,
+        *,
+        info: Mapping[str, Any] = NONE,
+        files: Mapping[str, bytes] = NONE,
+    ) -> Entry:
+        """Keep a recipe as the newest revision of `name`; its fields stand in the entry's info.
+
+        Raises:
+            GrammarError: not a name.
+            NameTaken: the name belongs to another kind.
+            NameNotFound: a term that is no task vector of this library.
+            ModelMismatch: a term of another base.
+        """
+        self._changes.check_free(name, "recipe")
+        tasks = [digest for digest, _ in recipe.terms]
+        for digest in tasks:
+            self.task_by_digest(digest, recipe.base)
+        info = {**info, **recipe.model_dump(mode="json")}
+        return self._save(name, self._draft("recipe", recipe.base, files, tasks, info))
+
+    def load_vector(self, ref: str) -> tuple[Entry, SteeringVector]:
+        """Return the steering vector that `ref` points at, with its entry.
+
+        Raises:
+            GrammarError, NameNotFound, StoreCorrupt: see `get`.
+        """
+        entry = self.get(ref, "steering-vector")
+        return entry, read_steering(self.objects, entry.manifest, f"'{ref}'")
+
+    def load_recipe(self, ref: str) -> tuple[Entry, Recipe]:
+        """Return the recipe that `ref` points at, with its entry.
+
+        Raises:
+            GrammarError, NameNotFound, StoreCorrupt: see `get`.
+        """
+        entry = self.get(ref, "recipe")
+        return entry, Recipe.model_validate({key: entry.info[key] for key in Recipe.model_fields})
+
+    def vector_by_digest(self, digest: str) -> SteeringVector:
+        """Return the steering vector whose whole digest is given.
+
+        Raises:
+            NameNotFound: no such steering vector.
+            StoreCorrupt: one that is damaged.
+        """
+        manifest = self._manifest(digest, "steering-vector")
+        return read_steering(self.objects, manifest, digest[:12])
+
+    def task_by_digest(self, digest: str, base: str) -> Manifest:
+        """Return the manifest of the task vector whose whole digest is given.
+
+        Raises:
+            NameNotFound: no such task vector.
+            ModelMismatch: one of another base than `base`.
+        """
+        manifest = self._manifest(digest, "task-vector")
+        if manifest.base != base:
+            raise ModelMismatch(
+                f"The task vector {digest[:12]} belongs to base {(manifest.base or 'none')[:12]}, "
+                f"not to {base[:12]}; use it with its own model."
+            )
+        return manifest
+
+    def tuned_tensor(self, task: Manifest, name: str, base: Tensor) -> Tensor:
+        """Return a task vector's tuned tensor, bit for bit; `base` where it did not change.
+
+        Raises:
+            ShapeMismatch: a base tensor of another shape or dtype.
+            StoreCorrupt: a damaged payload, or other base weights than it was made for.
+        """
+        part = task.tensors.get(name)
+        return base if part is None else read_tuned(self.objects, part, name, base)
+
+    def attest(
+        self,
+        digest: str,
+        kind: str,
+        payload: Mapping[str, Any],
+        *,
+        files: Mapping[str, bytes] = NONE,
+    ) -> None:
+        """Keep what was found out about the entry `digest`, such as a verdict, beside it.
+
+        Raises:
+            NameNotFound: no such entry.
+            InputError: a payload that JSON cannot carry, or that has a key `attested`.
+        """
+        self._manifest(digest)
+        if "attested" in payload:
+            raise InputError(
+                f"The {kind} on {digest[:12]} has a key 'attested', which the library adds itself; "
+                "give it another name."
+            )
+        self._attestations.add(digest, kind, dict(payload), self._write_files(files))
+
+    def attestations(self, digest: str, kind: str | None = None) -> list[dict[str, Any]]:
+        """Return the payloads attested to `digest`, the oldest first.
+
+        Each has one key more, `attested`: its kind, created, object, and files (name to digest).
+
+        Raises:
+            StoreCorrupt: one that is missing or damaged.
+        """
+        return self._attestations.of(digest, kind)
+
+    def _vector(
+        self,
+        vector: SteeringVector,
+        files: Mapping[str, bytes] = NONE,
+        parents: Iterable[str] = (),
+    ) -> Manifest:
+        if VECTOR_FILE in files:
+            raise InputError(
+                f"An attachment cannot be called {VECTOR_FILE}, which is the vector itself; "
+                "rename it."
+            )
+        files = {**files, VECTOR_FILE: vector_bytes(vector)}
+        return self._draft("steering-vector", vector.base, files, parents, vector.info)

@@ -1,0 +1,60 @@
+"""The ways to point at an entry: name, name@revision, name@date, name@digest, digest."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import date
+
+from vectors.errors import GrammarError
+from vectors.grammar import check_name
+
+__all__ = ["Reference", "check_new_name", "parse_reference"]
+
+DIGEST = re.compile(r"[0-9a-f]{8,64}")
+REVISION = re.compile(r"[1-9][0-9]{0,6}")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A parsed reference; at most one of the last three is given, and none means the newest."""
+
+    name: str
+    revision: int | None = None
+    until: str | None = None
+    digest: str | None = None
+
+
+def parse_reference(text: str) -> Reference:
+    """Parse `name`, `name@3`, `name@2026-11-22` or `name@9f86d081`.
+
+    A digest on its own is a name to this function; no entry can be called like one.
+
+    Raises:
+        GrammarError: text that is none of these.
+    """
+    name, at, which = text.partition("@")
+    check_name(name)
+    if not at:
+        return Reference(name)
+    if REVISION.fullmatch(which):
+        return Reference(name, revision=int(which))
+    if DIGEST.fullmatch(which):
+        return Reference(name, digest=which)
+    try:
+        return Reference(name, until=date.fromisoformat(which).isoformat())
+    except ValueError:
+        raise GrammarError(
+            f"{which[:40]!r} in {text[:100]!r} is no revision; write a number ({name}@2), a date "
+            f"({name}@2026-11-22), or at least 8 digits of a digest."
+        ) from None
+
+
+def check_new_name(name: str) -> str:
+    """Return `name`, or raise GrammarError where an entry cannot be called so."""
+    check_name(name)
+    if DIGEST.fullmatch(name):
+        raise GrammarError(
+            f"The name {name!r} looks like a digest; choose one with a letter beyond f, or a dash."
+        )
+    return name

@@ -1,0 +1,17 @@
+"""Task vectors: exact deltas, recipes made of them, and the weights that recipes make."""
+
+from vectors.tasks.delta import Change, decode_xor, delta, encode_xor, measure
+from vectors.tasks.linear import combine
+from vectors.tasks.recipes import Recipe
+from vectors.tasks.weights import materialise
+
+__all__ = [
+    "Change",
+    "Recipe",
+    "combine",
+    "decode_xor",
+    "delta",
+    "encode_xor",
+    "materialise",
+    "measure",
+]
