@@ -1,0 +1,191 @@
+"""The models that the workbench knows: the bundled one, local folders, and Hugging Face names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vectors.errors import DownloadFailed, ModelNotSupported, NameNotFound
+from vectors.store import DIGEST_CACHE, base_digest
+from workbench.models.bundled import BUNDLED, bundled_model
+from workbench.settings import Home
+
+__all__ = ["Model", "find_model", "list_models", "remember"]
+
+WEIGHTS = "*.safetensors"
+SIZES = {BUNDLED: "135M parameters, bundled, 269 MB on disk"}
+
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint on this disk, ready to load."""
+
+    name: str
+    folder: Path
+    base: str
+    blocks: int
+    width: int
+    window: int
+    vocabulary: int
+    bytes: int
+    architecture: str
+    hybrid: bool
+
+    @property
+    def size(self) -> str:
+        """The weights' size, for people."""
+        return f"{self.bytes / 1e9:.2f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.0f} MB"
+
+
+def list_models(home: Home) -> list[dict[str, Any]]:
+    """Every model that can be named: its name, its folder once it is on disk, and its size."""
+    rows: list[dict[str, Any]] = [
+        {"name": BUNDLED, "folder": "", "note": SIZES[BUNDLED], "ready": False}
+    ]
+    known = {BUNDLED: rows[0]}
+    for folder in sorted(home.models.iterdir()):
+        if folder.name.startswith(".") or not (folder / "config.json").is_file():
+            continue
+        row = known.get(folder.name)
+        if row is None:
+            row = {"name": folder.name, "note": f"{_weight_bytes(folder) / 1e6:.0f} MB on disk"}
+            rows.append(row)
+        row |= {"folder": str(folder), "ready": True}
+    for name, folder in _remembered(home).items():
+        here = (Path(folder) / "config.json").is_file()
+        rows.append({"name": name, "folder": folder, "note": "local folder", "ready": here})
+    return rows
+
+
+def find_model(home: Home, name: str, report: Report = lambda share, words: None) -> Model:
+    """Return the model called `name`, fetching the bundled one or a Hugging Face one on first use.
+
+    Args:
+        name: the bundled model's name, a name of `list_models`, a folder, or `owner/name`.
+
+    Raises:
+        NameNotFound: nothing goes by this name.
+        ModelNotSupported: it cannot be steered or trained here, and why.
+        DownloadFailed: it could not be fetched.
+    """
+    folder = _folder(home, name, report)
+    return describe(name if not Path(name).is_dir() else Path(name).resolve().name, folder)
+
+
+def _folder(home: Home, name: str, report: Report) -> Path:
+    if name == BUNDLED:
+        return bundled_model(home.models, report)
+    if not name or len(name) > 400 or "\0" in name:
+        raise NameNotFound("A model needs a name; try 'workbench models list'.")
+    remembered = _remembered(home).get(name)
+    if remembered and Path(remembered).is_dir():
+        return Path(remembered)
+    inside = home.models / name
+    if "/" not in name and name not in (".", "..") and inside.is_dir():
+        return inside
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser().resolve()
+    if name.count("/") == 1 and not name.startswith(("/", ".", "~")):
+        return _download(home, name, report)
+    raise NameNotFound(
+        f"There is no model {name[:80]!r}; name one of 'workbench models list', a folder with a "
+        "checkpoint, or a Hugging Face model as owner/name."
+    )
+
+
+def _download(home: Home, name: str, report: Report) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  # slow to import, rarely needed
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError  # noqa: PLC0415
+
+    target = home.models / name.replace("/", "--")
+    report(0.0, f"fetching {name}")
+    try:
+        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+        snapshot_download(name, local_dir=target, allow_patterns=wanted)
+    except GatedRepoError as error:
+        raise ModelNotSupported(
+            f"{name} is gated: accept its licence on its page and run 'hf auth login', then try again."
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise DownloadFailed(
+            f"{name} could not be fetched ({str(error).splitlines()[0][:160]}); check the name and the "
+            "network, or give a local folder instead."
+        ) from error
+    return target
+
+
+def describe(name: str, folder: Path) -> Model:
+    """Read what is needed of the checkpoint in `folder`, refusing what cannot work.
+
+    Raises:
+        ModelNotSupported: no config, no safetensors, quantised, or not a decoder.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelNotSupported(
+            f"{folder} has no readable config.json; name a folder with a Hugging Face checkpoint."
+        ) from error
+    architecture = (config.get("architectures") or ["unknown"])[0]
+    if config.get("quantization_config"):
+        raise ModelNotSupported(
+            f"{name} is quantised; its weights cannot be trained, so use the unquantised checkpoint."
+        )
+    if config.get("is_encoder_decoder") or not architecture.endswith(
+        ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+    ):
+        raise ModelNotSupported(
+            f"{name} is a {architecture}, not a decoder-only language model; choose one that is."
+        )
+    if not list(folder.glob(WEIGHTS)):
+        raise ModelNotSupported(f"{name} has no safetensors weights in {folder}; convert it first.")
+    text = config.get("text_config") or config
+    try:
+        blocks, width = int(text["num_hidden_layers"]), int(text["hidden_size"])
+        vocabulary = int(text["vocab_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelNotSupported(
+            f"{name}'s config does not say {error}; the workbench needs the number of layers, the "
+            "hidden size and the vocabulary size."
+        ) from error
+    return Model(
+        name=name,
+        folder=folder,
+        base=base_digest(folder, cache=folder / DIGEST_CACHE),
+        blocks=blocks,
+        width=width,
+        window=int(text.get("max_position_embeddings") or 2048),
+        vocabulary=vocabulary,
+        bytes=_weight_bytes(folder),
+        architecture=architecture,
+        hybrid="linear_attention" in (text.get("layer_types") or [])
+        or "linear_num_value_heads" in text,
+    )
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob(WEIGHTS))
+
+
+def remember(home: Home, name: str, folder: Path) -> Model:
+    """Add a local folder to the list under `name`; the folder stays where it is."""
+    model = describe(name, folder.expanduser().resolve())
+    rows = {**_remembered(home), name: str(model.folder)}
+    file = home.models / "folders.json"
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(rows, indent=1))
+    temporary.replace(file)
+    return model
+
+
+def _remembered(home: Home) -> dict[str, str]:
+    try:
+        rows = json.loads((home.models / "folders.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in rows.items()} if isinstance(rows, dict) else {}
