@@ -1,0 +1,171 @@
+"""Contract: the real vLLM server, steered. One engine on the tiny model for the whole file."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from vectors.errors import InputError, NameNotFound, SteeringNotApplied
+from vectors.steering.controls import random_direction
+from vectors.types import SteeringVector
+from workbench.engines.base import Reply, Request, Sampling
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+LONG = "Tell me a story about the sea. " * 20
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_workbench):
+    base, width = tiny_workbench.model().base, tiny_workbench.model().width
+    for number, name in enumerate(("north", "east")):
+        directions = {b: random_direction(width, 10 * number + b) for b in range(4)}
+        vector = SteeringVector(base, directions, dict.fromkeys(directions, 8.0), 2)
+        tiny_workbench.library.save_vector(name, vector)
+    return tiny_workbench.engine()
+
+
+def ask(text="Hello there", steer="", tokens=12, **sampling):
+    return Request(
+        ({"role": "user", "content": text},),
+        steer,
+        sampling=Sampling(tokens, **{"temperature": 0.0, **sampling}),
+    )
+
+
+def texts(replies):
+    return [reply.text for reply in replies]
+
+
+def test_steering_changes_the_text_and_carries_its_receipt(engine):
+    plain, steered = engine.generate([ask(), ask(steer="north=3.0")])
+    assert plain.text != steered.text
+    assert plain.receipt is None
+    receipt = steered.receipt
+    assert receipt.requests == 1 and receipt.rows == 1
+    assert receipt.prompt > 0 and receipt.prompt + receipt.cached + receipt.decode > 12
+
+
+def test_dose_zero_is_the_base_bit_for_bit(engine):
+    plain, zero = engine.generate([ask()]), engine.generate([ask(steer="north=0")])
+    assert texts(plain) == texts(zero)
+
+
+def test_mixed_batch_gives_each_what_it_gives_alone(engine):
+    asked = [
+        ask(),
+        ask(steer="north=2.0"),
+        ask(steer="north=-2.0,east=1.0"),
+        ask(steer="east=2.0:0-3"),
+    ]
+    alone = [engine.generate([request])[0].text for request in asked]
+    assert texts(engine.generate(asked)) == alone
+    assert len(set(alone)) == 4
+
+
+def test_a_steered_prompt_never_poisons_the_prefix_cache(engine):
+    clean = engine.generate([ask(LONG)])[0].text
+    for dose in (2.0, -2.0):
+        engine.generate([ask(LONG + " ", f"north={dose}")])
+        engine.generate([ask(LONG, f"north={dose}")])
+    assert engine.generate([ask(LONG)])[0].text == clean
+    once = engine.generate([ask(LONG, "north=2.0")])[0]
+    again = engine.generate([ask(LONG, "north=2.0")])[0]
+    assert once.text == again.text != clean
+    assert again.receipt.least == again.receipt.prompt + again.receipt.cached + again.receipt.decode
+
+
+def test_phases_touch_their_positions_alone(engine):
+    prompt, decode = engine.generate([ask(steer="north=2/prompt"), ask(steer="north=2/decode")])
+    assert prompt.receipt.decode == 0 < prompt.receipt.prompt
+    assert decode.receipt.prompt == 0 < decode.receipt.decode
+
+
+def test_steering_that_touches_nothing_is_an_error(engine):
+    with pytest.raises(SteeringNotApplied, match="no position"):
+        engine.generate([ask(steer="north=2/decode", tokens=1)])
+
+
+def test_steered_scores_are_those_of_transformers(engine, tiny_workbench):
+    from workbench.engines.transformers import TransformersEngine
+
+    w = tiny_workbench
+    plain = TransformersEngine(w.model(), w.library, w.home)
+    rng = torch.Generator().manual_seed(0)
+    pairs = [
+        (
+            torch.randint(4, 260, (n,), generator=rng).tolist(),
+            torch.randint(4, 260, (m,), generator=rng).tolist(),
+        )
+        for n, m in ((5, 3), (40, 17), (150, 1))
+    ]
+    for steer in ("", "north=0.7", "north=0.5:0-3,east=-0.5:1", "east=1.0/prompt"):
+        ours, theirs = engine.score(pairs, steer=steer), plain.score(pairs, steer=steer)
+        assert ours == pytest.approx(theirs, abs=2e-2, rel=2e-4), steer
+
+
+def test_tables_hold_the_likeliest_tokens(engine):
+    context, completion = [10, 20, 30], [40, 50]
+    table = engine.tables([(context, completion)], top=5)[0]
+    assert len(table) == 2 and all(5 <= len(row) <= 6 for row in table)
+    score = engine.score([(context, completion)])[0]
+    assert sum(row[t] for row, t in zip(table, completion, strict=True)) == pytest.approx(score)
+
+
+def test_stream_ends_with_the_reply(engine):
+    pieces = list(engine.stream(ask(steer="north=1.0")))
+    assert isinstance(pieces[-1], Reply)
+    assert "".join(pieces[:-1]) == pieces[-1].text
+    assert pieces[-1].weights == "base" and pieces[-1].tokens == 12
+
+
+def test_same_seed_same_text(engine):
+    one, two = (engine.generate([ask(temperature=1.0, seed=7)])[0].text for _ in range(2))
+    other = engine.generate([ask(temperature=1.0, seed=8)])[0].text
+    assert one == two != other
+
+
+@pytest.mark.parametrize(
+    ("steer", "words"),
+    [
+        ("nobody=0.2", "nobody"),
+        ("north=0.2:99", "block 99"),
+        ("north=nan", "finite"),
+        ("north=99", "stay within"),
+        ("north", "steering term"),
+        ("north=0.2/later", "phase"),
+        ('{"terms": [{"name": "north", "dose": "x"}]}', "dose"),
+        ('{"terms": [{"name": "north", "dose": 1, "evil": 1}]}', "evil"),
+    ],
+)
+def test_bad_steering_is_refused_in_a_sentence(engine, steer, words):
+    with pytest.raises(InputError, match=words):
+        engine.generate([ask(steer=steer)])
+
+
+def test_the_json_form_steers_like_the_grammar(engine):
+    said = engine.generate([ask(steer="north=2.0:1/prompt")])[0]
+    json_form = '{"terms": [{"name": "north", "dose": 2.0, "blocks": [1], "phase": "prompt"}]}'
+    assert engine.generate([ask(steer=json_form)])[0].text == said.text
+
+
+def test_a_vector_of_another_base_is_refused(engine, tiny_workbench):
+    _, vector = tiny_workbench.library.load_vector("north")
+    tiny_workbench.library.save_vector("foreign", dataclasses.replace(vector, base="f" * 64))
+    with pytest.raises(InputError, match="belongs to base"):
+        engine.generate([ask(steer="foreign=0.2")])
+
+
+def test_a_prompt_longer_than_the_window_is_refused(engine):
+    with pytest.raises(InputError, match="window"):
+        engine.generate([ask("x" * 5000)])
+
+
+def test_service_tells_of_bad_input_before_any_work(tiny_workbench):
+    with pytest.raises(NameNotFound, match="nobody"):
+        tiny_workbench.generate("hi", steer="nobody=0.2")
+    with pytest.raises(InputError, match="empty"):
+        tiny_workbench.generate("  ")
+    with pytest.raises(InputError, match="temperature"):
+        tiny_workbench.generate("hi", temperature=9)

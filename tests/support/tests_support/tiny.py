@@ -1,0 +1,59 @@
+"""Tiny seeded checkpoints that real engines load: a Llama, and a Qwen3.5 hybrid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+__all__ = ["TEMPLATE", "make_tiny_llama", "make_tokenizer"]
+
+SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def make_tokenizer(folder: Path, vocabulary: int = 512) -> PreTrainedTokenizerFast:
+    """Save a tokenizer of single bytes; any text has tokens and comes back."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    table = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
+    table |= {f"<|unused{i}|>": i for i in range(len(table), vocabulary)}
+    bpe = Tokenizer(models.BPE(vocab=table, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        additional_special_tokens=SPECIAL[1:],
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def make_tiny_llama(folder: Path, seed: int = 0) -> Path:
+    """Save a random Llama: 4 blocks, D 64, 2 heads of 32, vocabulary 512, window 2048, bf16."""
+    make_tokenizer(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        initializer_range=0.15,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder

@@ -1,0 +1,126 @@
+"""What every engine can do, and the values that go in and come out.
+
+Token log-probabilities are natural logarithms (nats).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypedDict
+
+__all__ = [
+    "BASE_WEIGHTS",
+    "Cancel",
+    "Engine",
+    "Message",
+    "Receipt",
+    "Reply",
+    "Request",
+    "Sampling",
+    "TokenTable",
+]
+
+BASE_WEIGHTS = "base"
+Cancel = Callable[[], bool]
+TokenTable = list[dict[int, float]]
+"""For each scored token, the log-probabilities of the likeliest next tokens by id."""
+
+
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; temperature 0 is greedy."""
+
+    max_tokens: int = 128
+    temperature: float = 0.7
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One chat to answer: which messages, steered by what (text of the grammar), on which weights."""
+
+    messages: tuple[Message, ...]
+    steer: str = ""
+    weights: str = BASE_WEIGHTS
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof of steering: distinct positions steered per phase, and rows used.
+
+    `cached` positions were taken from the prefix cache of equally steered requests. `least` is the
+    number of steered positions of the request that has fewest.
+    """
+
+    requests: int = 0
+    prompt: int = 0
+    decode: int = 0
+    cached: int = 0
+    rows: int = 0
+    least: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an engine answered."""
+
+    text: str
+    tokens: int
+    finish: str
+    weights: str
+    receipt: Receipt | None
+    seconds: float
+
+
+class Engine(Protocol):
+    """Something that generates. All engines pass one contract test."""
+
+    @property
+    def base(self) -> str:
+        """Digest of the base that it serves."""
+        ...
+
+    def stream(self, request: Request, cancel: Cancel = ...) -> Iterator[str | Reply]:
+        """Yield pieces of text, and the whole `Reply` last."""
+        ...
+
+    def generate(self, requests: Sequence[Request], cancel: Cancel = ...) -> list[Reply]:
+        """Answer many chats together."""
+        ...
+
+    def score(
+        self,
+        sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        steer: str = "",
+        weights: str = BASE_WEIGHTS,
+        cancel: Cancel = ...,
+    ) -> list[float]:
+        """Log p(completion | context) in nats for pairs of (context ids, completion ids)."""
+        ...
+
+    def tables(
+        self,
+        sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        top: int,
+        steer: str = "",
+        weights: str = BASE_WEIGHTS,
+        cancel: Cancel = ...,
+    ) -> list[TokenTable]:
+        """For each completion token, the `top` likeliest tokens and their log-probabilities."""
+        ...
+
+    def describe(self) -> Mapping[str, object]:
+        """Name, version, dtype and the like, for provenance."""
+        ...

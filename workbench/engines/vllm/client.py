@@ -1,0 +1,284 @@
+"""The workbench's side of a vLLM server with our plugin: requests out, replies and receipts in."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from vectors.errors import EngineFailed, InputError, PromptTooLong, SteeringNotApplied
+from workbench.engines.base import BASE_WEIGHTS, Cancel, Receipt, Reply, Request, TokenTable
+from workbench.engines.vllm.paths import HELLO, RECEIPTS
+from workbench.engines.vllm.spec import STEER, STEER_ID, parse_request
+
+__all__ = ["VllmEngine", "request_body"]
+
+BATCH = 16
+PARALLEL = 32
+TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+
+Pair = tuple[Sequence[int], Sequence[int]]
+
+
+def never() -> bool:
+    """Nobody cancels."""
+    return False
+
+
+def request_body(
+    request: Request, model: str, *, stream: bool, receipt: str = ""
+) -> dict[str, Any]:
+    """The OpenAI-compatible body of a request; the page shows the same as curl."""
+    sampling = request.sampling
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": list(request.messages),
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+    }
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    if request.steer:
+        body["vllm_xargs"] = {STEER: request.steer, **({STEER_ID: receipt} if receipt else {})}
+    return body
+
+
+class VllmEngine:
+    """Speaks to one server; safe to use from several threads.
+
+    Raises:
+        EngineFailed: nothing answers at the address, or it is a vLLM without our plugin.
+    """
+
+    def __init__(self, url: str, token: str = "") -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        # The server is ours and near; a proxy of the environment must not stand between.
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False
+        )
+        self._hello = self._shake_hands()
+        self.model = self._http.get("/v1/models").json()["data"][0]["id"]
+
+    def _shake_hands(self) -> dict[str, Any]:
+        try:
+            reply = self._http.get(HELLO)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise EngineFailed(f"No engine answers at {self.url} ({error}); start one.") from error
+        if reply.status_code == 401:
+            raise EngineFailed(f"The engine at {self.url} wants its token; set WORKBENCH_TOKEN.")
+        try:
+            hello = reply.json()
+            hello["workers"][0]["blocks"]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise EngineFailed(
+                f"The server at {self.url} has no workbench plugin, so it cannot steer; "
+                "start it with 'workbench serve'."
+            ) from error
+        return hello
+
+    @property
+    def base(self) -> str:
+        """Digest of the base that the server holds."""
+        return self._hello["base"]
+
+    def describe(self) -> Mapping[str, object]:
+        """Version, dtype and runner of the server."""
+        return {"engine": "vllm", **self._hello["workers"][0]}
+
+    def close(self) -> None:
+        """Drop the connections; the server goes on."""
+        self._http.close()
+
+    # -- chats ----------------------------------------------------------------------------------
+
+    def stream(self, request: Request, cancel: Cancel = never) -> Iterator[str | Reply]:
+        """Yield pieces of text, and the whole reply last."""
+        started = time.monotonic()
+        receipt = secrets.token_hex(12)
+        body = request_body(request, self.model, stream=True, receipt=receipt)
+        pieces: list[str] = []
+        tokens, finish, ended = 0, "", False
+        try:
+            with self._http.stream(
+                "POST", "/v1/chat/completions", json=body, headers=_weights(request.weights)
+            ) as reply:
+                if reply.status_code != 200:
+                    reply.read()
+                    raise _refusal(reply)
+                weights = reply.headers.get("x-workbench-weights", BASE_WEIGHTS)
+                for event in _events(reply):
+                    if event == "[DONE]":
+                        ended = True
+                        break
+                    chunk = json.loads(event)
+                    if "error" in chunk:
+                        raise EngineFailed(f"The engine stopped: {chunk['error']['message'][:300]}")
+                    tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+                    for choice in chunk.get("choices", []):
+                        finish = choice.get("finish_reason") or finish
+                        if piece := choice["delta"].get("content"):
+                            pieces.append(piece)
+                            yield piece
+                    if cancel():
+                        finish, ended = "cancelled", True
+                        break
+        except httpx.HTTPError as error:
+            raise _lost(error, "".join(pieces)) from error
+        if not ended:
+            raise _lost(None, "".join(pieces))
+        proof = self._prove(request.steer, receipt, cancelled=finish == "cancelled")
+        text, seconds = "".join(pieces), time.monotonic() - started
+        yield Reply(text, tokens, finish, weights, proof, seconds)
+
+    def generate(self, requests: Sequence[Request], cancel: Cancel = never) -> list[Reply]:
+        """Answer many chats together; order is kept."""
+
+        def one(request: Request) -> Reply:
+            if cancel():
+                return Reply("", 0, "cancelled", request.weights, None, 0.0)
+            started = time.monotonic()
+            receipt = secrets.token_hex(12)
+            body = request_body(request, self.model, stream=False, receipt=receipt)
+            answer, weights = self._post("/v1/chat/completions", body, request.weights)
+            choice = answer["choices"][0]
+            proof = self._prove(request.steer, receipt)
+            seconds = time.monotonic() - started
+            text = choice["message"]["content"] or ""
+            used = answer["usage"]["completion_tokens"]
+            return Reply(text, used, choice["finish_reason"] or "", weights, proof, seconds)
+
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            return list(pool.map(one, requests))
+
+    # -- scoring --------------------------------------------------------------------------------
+
+    def score(
+        self,
+        sequences: Sequence[Pair],
+        *,
+        steer: str = "",
+        weights: str = BASE_WEIGHTS,
+        cancel: Cancel = never,
+    ) -> list[float]:
+        """Log p(completion | context) in nats for pairs of (context ids, completion ids)."""
+        found = self._prompt_logprobs(sequences, 0, steer, weights, cancel)
+        return [
+            sum(row[token] for row, token in zip(rows, completion, strict=True))
+            for rows, (_, completion) in zip(found, sequences, strict=True)
+        ]
+
+    def tables(
+        self,
+        sequences: Sequence[Pair],
+        *,
+        top: int,
+        steer: str = "",
+        weights: str = BASE_WEIGHTS,
+        cancel: Cancel = never,
+    ) -> list[TokenTable]:
+        """For each completion token, the `top` likeliest tokens and their log-probabilities."""
+        return self._prompt_logprobs(sequences, top, steer, weights, cancel)
+
+    def _prompt_logprobs(
+        self, sequences: Sequence[Pair], top: int, steer: str, weights: str, cancel: Cancel
+    ) -> list[TokenTable]:
+        batches = [sequences[i : i + BATCH] for i in range(0, len(sequences), BATCH)]
+
+        def one(batch: Sequence[Pair]) -> list[TokenTable]:
+            if cancel():
+                return [[{t: 0.0} for t in completion] for _, completion in batch]
+            receipt = secrets.token_hex(12)
+            body: dict[str, Any] = {
+                "model": self.model,
+                "prompt": [[*context, *completion] for context, completion in batch],
+                "max_tokens": 1,
+                "temperature": 0,
+                "prompt_logprobs": top,
+            }
+            if steer:
+                body["vllm_xargs"] = {STEER: steer, STEER_ID: receipt}
+            answer, _ = self._post("/v1/completions", body, weights)
+            self._prove(steer, receipt)
+            rows = sorted(answer["choices"], key=lambda choice: choice["index"])
+            return [
+                [_table(x) for x in row["prompt_logprobs"][len(context) :]]
+                for row, (context, _) in zip(rows, batch, strict=True)
+            ]
+
+        with ThreadPoolExecutor(2) as pool:
+            return [table for tables in pool.map(one, batches) for table in tables]
+
+    # -- underneath -----------------------------------------------------------------------------
+
+    def _post(self, path: str, body: dict[str, Any], weights: str) -> tuple[dict[str, Any], str]:
+        try:
+            reply = self._http.post(path, json=body, headers=_weights(weights))
+        except httpx.HTTPError as error:
+            raise _lost(error, "") from error
+        if reply.status_code != 200:
+            raise _refusal(reply)
+        return reply.json(), reply.headers.get("x-workbench-weights", BASE_WEIGHTS)
+
+    def _prove(self, steer: str, receipt: str, cancelled: bool = False) -> Receipt | None:
+        """Fetch the receipt, and fail where steering was asked for and nothing was steered."""
+        if not steer:
+            return None
+        try:
+            reply = self._http.get(f"{RECEIPTS}/{receipt}")
+            reply.raise_for_status()
+            proof = Receipt(**reply.json())
+        except (httpx.HTTPError, ValueError, TypeError) as error:
+            raise SteeringNotApplied(
+                f"The engine gave no receipt for '{steer}' ({error}); the reply is not trusted."
+            ) from error
+        asked = any(term.dose != 0 for term in parse_request(steer))
+        if asked and proof.least == 0 and not cancelled:
+            raise SteeringNotApplied(
+                f"'{steer}' was asked for and touched no position of the reply; with phase decode, "
+                "ask for at least 2 tokens."
+            )
+        return proof
+
+
+def _weights(weights: str) -> dict[str, str]:
+    return {"x-workbench-weights": weights}
+
+
+def _table(row: Mapping[str, Mapping[str, float]] | None) -> dict[int, float]:
+    return {int(token): float(entry["logprob"]) for token, entry in (row or {}).items()}
+
+
+def _events(reply: httpx.Response) -> Iterator[str]:
+    for line in reply.iter_lines():
+        if line.startswith("data: "):
+            yield line.removeprefix("data: ")
+
+
+def _refusal(reply: httpx.Response) -> Exception:
+    try:
+        error = reply.json()
+        words = str(error.get("error", {}).get("message") or error.get("detail") or error)
+    except (ValueError, AttributeError):
+        words = reply.text[:300]
+    if reply.status_code in (400, 404, 422):
+        if "maximum model length" in words or "maximum context length" in words:
+            return PromptTooLong(f"The prompt does not fit the model's window: {words[:300]}")
+        return InputError(words[:600])
+    return EngineFailed(f"The engine answered {reply.status_code}: {words[:300]}")
+
+
+def _lost(error: Exception | None, sofar: str) -> EngineFailed:
+    tail = f" after {len(sofar)} characters" if sofar else ""
+    why = f" ({type(error).__name__})" if error is not None else ""
+    return EngineFailed(
+        f"The engine went away{tail}{why}; it will be started again on the next try."
+    )

@@ -1,0 +1,61 @@
+"""Routes of our own on vLLM's server: the handshake and the receipts."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI, Header, HTTPException
+from starlette.datastructures import State
+
+from workbench.engines.vllm.paths import HELLO, RECEIPTS
+from workbench.settings import package_version
+
+__all__ = ["WorkbenchEndpoints"]
+
+
+class WorkbenchEndpoints:
+    """Entry point `vllm.endpoint_plugins`."""
+
+    name = "workbench_endpoints"
+    required_tasks = None
+
+    def __init__(self) -> None:
+        self.engine: Any = None
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Add the routes."""
+
+        @app.get(HELLO)
+        async def hello(authorization: str = Header("")) -> dict[str, Any]:
+            """Who serves: asked of a worker, so the answer proves that the plugin is in it."""
+            _admit(authorization)
+            workers = await self._workers("workbench_hello")
+            return {
+                "base": os.environ.get("WORKBENCH_BASE", ""),
+                "workbench": package_version("steering-workbench"),
+                "workers": workers,
+            }
+
+        @app.get(RECEIPTS + "/{receipt}")
+        async def receipt(receipt: str, authorization: str = Header("")) -> dict[str, int]:
+            """What was steered of the requests sent under this id; a receipt is taken once."""
+            _admit(authorization)
+            return (await self._workers("workbench_receipt", receipt))[0]
+
+    async def _workers(self, method: str, *args: Any) -> list[Any]:
+        if self.engine is None:
+            raise HTTPException(503, "The engine is not ready yet.")
+        return await self.engine.collective_rpc(method, args=args)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Keep the engine's client for the routes."""
+        self.engine = engine_client
+
+
+def _admit(authorization: str) -> None:
+    token = os.environ.get("WORKBENCH_TOKEN", "")
+    if token and not secrets.compare_digest(authorization, f"Bearer {token}"):
+        raise HTTPException(401, "This server needs its token: Authorization: Bearer ...")

@@ -1,0 +1,163 @@
+"""One weight state at a time: requests say which weights they want and wait for their turn.
+
+A request names a weight state by the header `x-workbench-weights` (a recipe digest, or nothing for
+the base). Requests of the present state run together; one of another state waits until those have
+drained, then the weights are swapped in place (`reload_weights`), the prefix cache is emptied, and
+it goes on. Whoever waits for a swap holds newcomers of the old state back, so nobody starves.
+Every reply names, in the same header, the weights that made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["BASE_WEIGHTS", "HEADER", "WeightGate"]
+
+BASE_WEIGHTS = "base"
+HEADER = "x-workbench-weights"
+GUARDED = (
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/inference/",
+)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass
+class Turns:
+    """Who runs, who waits, and on which weights."""
+
+    swap: Callable[[str], Awaitable[None]]
+    present: str = BASE_WEIGHTS
+    running: int = 0
+    waiting: deque[tuple[str, asyncio.Future[None]]] = field(default_factory=deque)
+    swapping: bool = False
+
+    async def enter(self, wanted: str) -> None:
+        """Return once the engine holds `wanted`; pair with `leave`."""
+        if wanted == self.present and not self.waiting and not self.swapping:
+            self.running += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((wanted, turn))
+        await self._advance()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self.waiting = deque(x for x in self.waiting if x[1] is not turn)
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                await self.leave()
+            raise
+
+    async def leave(self) -> None:
+        """A request that had entered is done."""
+        self.running -= 1
+        await self._advance()
+
+    async def _advance(self) -> None:
+        if self.running or self.swapping or not self.waiting:
+            return
+        wanted = self.waiting[0][0]
+        if wanted != self.present:
+            self.swapping = True
+            try:
+                await self.swap(wanted)
+                self.present = wanted
+            except Exception as error:
+                _, turn = self.waiting.popleft()
+                if not turn.done():
+                    turn.set_exception(error)
+            finally:
+                self.swapping = False
+            if self.present != wanted:
+                await self._advance()
+                return
+        together = [x for x in self.waiting if x[0] == self.present]
+        self.waiting = deque(x for x in self.waiting if x[0] != self.present)
+        for _, turn in together:
+            if not turn.done():
+                self.running += 1
+                turn.set_result(None)
+        if not self.running:
+            await self._advance()
+
+
+class WeightGate:
+    """ASGI middleware for vLLM's server (`--middleware`)."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+        self.weights = Path(os.environ["WORKBENCH_WEIGHTS"])
+        self.token = os.environ.get("WORKBENCH_TOKEN", "")
+        self.base = os.environ["WORKBENCH_CHECKPOINT"]
+        self.client: Any = None
+        self.turns = Turns(self._swap)
+
+    async def _swap(self, wanted: str) -> None:
+        folder = self.base if wanted == BASE_WEIGHTS else str(self.weights / wanted)
+        await self.client.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if not await self.client.reset_prefix_cache():
+            raise RuntimeError("the prefix cache could not be emptied after the weights changed")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(GUARDED):
+            await self.app(scope, receive, send)
+            return
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        # Whoever may not use the server may not move its weights either.
+        if self.token and headers.get("authorization", "") != f"Bearer {self.token}":
+            await self.app(scope, receive, send)
+            return
+        wanted = headers.get(HEADER, BASE_WEIGHTS)
+        if refusal := self._refuse(wanted):
+            await _answer(send, 400, refusal)
+            return
+        self.client = scope["app"].state.engine_client
+        try:
+            await self.turns.enter(wanted)
+        except Exception as error:
+            await _answer(send, 503, f"The weights {wanted[:12]} could not be loaded: {error}")
+            return
+        named = (HEADER.encode(), wanted.encode())
+
+        async def name_weights(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), named]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, name_weights)
+        finally:
+            # Shielded: a client that leaves must still give its turn back.
+            await asyncio.shield(self.turns.leave())
+
+    def _refuse(self, wanted: str) -> str:
+        if wanted == BASE_WEIGHTS:
+            return ""
+        if not re.fullmatch(r"[0-9a-f]{64}", wanted):
+            return f"{HEADER} must be 'base' or a recipe digest of 64 hex digits."
+        if not (self.weights / wanted / "config.json").is_file():
+            return f"The weights {wanted[:12]} are not materialised; make them with the workbench first."
+        return ""
+
+
+async def _answer(send: Send, status: int, words: str) -> None:
+    body = json.dumps(
+        {"error": {"message": words, "type": "BadRequestError", "code": status}}
+    ).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,90 @@
+"""From task terms to weights on the disk that an engine can load."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+
+from vectors.errors import ModelMismatch, OutOfSpace
+from vectors.grammar import TaskTerm, format_tasks
+from vectors.store import Entry, Library
+from vectors.tasks import Recipe, materialise
+from workbench.models.catalog import Model
+from workbench.settings import Home
+
+__all__ = ["materialised", "recipe_of", "save_recipe"]
+
+Report = Callable[[float, str], None]
+
+
+def recipe_of(library: Library, model: Model, terms: Sequence[TaskTerm]) -> Recipe:
+    """Resolve task terms to one recipe on the model; named recipes are opened into their terms.
+
+    Raises:
+        NameNotFound: no such task vector or recipe.
+        ModelMismatch: one of another base.
+    """
+    weights: dict[str, float] = {}
+    for term in terms:
+        ref = term.name if term.revision is None else f"{term.name}@{term.revision}"
+        entry = library.get(ref, kind=("task-vector", "recipe"))
+        if entry.base != model.base:
+            raise ModelMismatch(
+                f"'{ref}' was made for base {(entry.base or '')[:12]}, not for {model.name} "
+                f"({model.base[:12]}); use it with its own model."
+            )
+        parts = {entry.digest: 1.0}
+        if entry.kind == "recipe":
+            parts = dict(entry.info["terms"])
+        for digest, weight in parts.items():
+            weights[digest] = weights.get(digest, 0.0) + term.weight * weight
+    return Recipe(base=model.base, terms=tuple(weights.items()))
+
+
+def materialised(
+    home: Home,
+    library: Library,
+    model: Model,
+    terms: Sequence[TaskTerm],
+    report: Report = lambda share, words: None,
+) -> str:
+    """Make sure that the weights of `terms` are on the disk; return the state's name.
+
+    Raises:
+        OutOfSpace: there is no room for them.
+    """
+    recipe = recipe_of(library, model, terms)
+    if not recipe.terms:
+        return "base"
+    target = home.weights / recipe.digest
+    if (target / "config.json").is_file():
+        return recipe.digest
+    home.weights.mkdir(parents=True, exist_ok=True)
+    _make_room(home, model)
+    materialise(library, recipe, model.folder, target, report)
+    return recipe.digest
+
+
+def _make_room(home: Home, model: Model) -> None:
+    """Drop the longest unused states, which can be made again, until one more fits."""
+    need = model.bytes + (64 << 20)
+    states = [f for f in home.weights.iterdir() if f.is_dir() and not f.name.startswith(".")]
+    states.sort(key=lambda f: f.stat().st_mtime)
+    # A few are kept for quick switching; an engine has read its own into memory already.
+    while states and (len(states) >= 8 or shutil.disk_usage(home.weights).free < need):
+        shutil.rmtree(states.pop(0), ignore_errors=True)
+    if shutil.disk_usage(home.weights).free < need:
+        raise OutOfSpace(
+            f"The trained weights need {need >> 20} MB in {home.weights}, and "
+            f"{shutil.disk_usage(home.weights).free >> 20} MB are free; free some space."
+        )
+
+
+def save_recipe(library: Library, model: Model, name: str, terms: Sequence[TaskTerm]) -> Entry:
+    """Keep `terms` under `name` as a recipe.
+
+    Raises:
+        NameTaken: the name belongs to something else.
+    """
+    recipe = recipe_of(library, model, terms)
+    return library.save_recipe(name, recipe, info={"written": format_tasks(terms)})
