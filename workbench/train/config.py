@@ -1,0 +1,68 @@
+"""The settings of a training run, with the values that worked (facts of the bundled model)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vectors.errors import InputError
+
+__all__ = ["TrainConfig"]
+
+
+class TrainConfig(BaseModel):
+    """How decisions are learnt. The embedding and the output matrix never move.
+
+    Args:
+        learning_rate: with APOLLO and AdamW 1e-5 to 1e-4.
+        optimizer: "apollo", "adamw" or "sgd".
+        rank: APOLLO's.
+        batch: steered decisions of one step; replay comes on top.
+        replay: share of replay among all decisions of a step.
+        passes: times that every steered decision is used.
+        schedule: "linear" falls from the learning rate to nothing, "constant" stays.
+        loss: "soft" learns the teacher's distributions, "tokens" the sampled tokens.
+        tier: 2 freezes the context, 1 takes the gradient through it.
+        seed: of the order, the projections and the rounding.
+        clip: largest norm of the gradient.
+        top_k: tokens kept of the teacher's distribution.
+        held_out_every: steps between measurements on held-out decisions.
+        checkpoint_every: steps between saves, where a run saves at all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    learning_rate: float = Field(5e-5, gt=0, le=1)
+    optimizer: Literal["apollo", "adamw", "sgd"] = "apollo"
+    rank: int = Field(256, ge=1)
+    batch: int = Field(6, ge=1, le=4096)
+    replay: float = Field(0.25, ge=0, lt=1)
+    passes: int = Field(1, ge=1, le=1000)
+    schedule: Literal["linear", "constant"] = "linear"
+    loss: Literal["soft", "tokens"] = "soft"
+    tier: Literal[1, 2] = 2
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    clip: float = Field(1.0, gt=0)
+    top_k: int = Field(64, ge=1)
+    held_out_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(20, ge=1)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Return the settings that `values` ask for, the others at their defaults.
+
+        Raises:
+            InputError: a setting that does not exist or is out of range.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the settings"
+            raise InputError(f"The training setting '{where}' is wrong: {first['msg']}.") from error
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The rate of step `step`, counted from 1; linear is `lr (1 - (step - 1) / steps)`."""
+        return self.learning_rate * (1 - (step - 1) / steps if self.schedule == "linear" else 1)

@@ -1,0 +1,66 @@
+"""One step of training: freeze the context, forward the decision, backward, move.
+
+Shape letters: B rows, P context positions, T decision positions, N learnt positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vectors.errors import RunFailed
+from workbench.train.batches import Batch
+from workbench.train.frozen import freeze_context
+from workbench.train.logits import whole_logits
+from workbench.train.losses import SoftTargets, soft_loss, token_loss
+
+__all__ = ["decision_logits", "decision_loss", "take_step"]
+
+
+def decision_logits(model: PreTrainedModel, batch: Batch, tier: int) -> Tensor:
+    """Return the logits `[N, V]` of the learnt positions; tier 2 freezes the context."""
+    if tier == 1:
+        return whole_logits(model, batch)
+    context = freeze_context(model, batch.context_ids_BP, batch.context_mask_BP)
+    return context.forward(batch.decision_ids_BT, batch.decision_mask_BT, batch.decision_mask_BT)
+
+
+def decision_loss(
+    model: PreTrainedModel, batch: Batch, target: SoftTargets | None, tier: int
+) -> Tensor:
+    """Return the mean loss of a batch, against the teacher or the sampled tokens."""
+    logits_NV = decision_logits(model, batch, tier)
+    if target is None:
+        return token_loss(logits_NV, batch.labels_N)
+    return soft_loss(logits_NV, target)
+
+
+def take_step(
+    model: PreTrainedModel,
+    batch: Batch,
+    target: SoftTargets | None,
+    parameters: Iterable[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    tier: int,
+    clip: float,
+) -> tuple[float, float]:
+    """Move the parameters once and return the loss and the norm of the gradient before clipping.
+
+    Raises:
+        RunFailed: a loss or gradient that is not finite; the weights are those before the step.
+    """
+    loss = decision_loss(model, batch, target, tier)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(parameters, clip)
+    if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+        raise RunFailed(
+            f"The loss is {loss.item():g} and its gradient's norm {norm.item():g}; "
+            "lower the learning rate or the dose."
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item(), norm.item()
