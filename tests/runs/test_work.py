@@ -1,0 +1,135 @@
+"""The runs of the loop, on the tiny model, through real processes and a real engine."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from vectors.errors import Cancelled, ContrastSetError, InputError, NameTaken, NotSteerable
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+SMALL = {"prompts": 12, "tokens": 8, "batch": 4}
+
+
+@pytest.fixture(scope="module")
+def extracted(tiny_workbench):
+    tiny_workbench.engine()
+    result = tiny_workbench.extract("cheerful", name="loop")
+    return tiny_workbench, result
+
+
+def test_extract_keeps_a_vector_with_its_set(extracted):
+    workbench, result = extracted
+    entry, vector = workbench.library.load_vector("loop")
+    assert result["digest"] == entry.digest and vector.best_block == result["best_block"]
+    assert len(result["blocks"]) == 4 and set(vector.directions) == {0, 1, 2, 3}
+    assert b'"prompt"' in workbench.library.read_file(entry, "contrast.jsonl")
+
+
+def test_the_same_extraction_gives_the_same_digest(extracted):
+    workbench, result = extracted
+    again = workbench.extract("cheerful", name="loop-again")
+    assert again["digest"] == result["digest"]
+
+
+@pytest.mark.parametrize("method", ["pca", "logistic"])
+def test_other_methods_and_positions(extracted, method):
+    workbench, _ = extracted
+    result = workbench.extract("formal", name=f"by-{method}", method=method, position="last")
+    assert 0 <= result["best_block"] < 4
+
+
+def test_verify_train_compare_through_the_engine(extracted):
+    workbench, _ = extracted
+    verdict = workbench.verify("loop", doses=[0.3], controls=2)
+    assert not verdict["passed"], "two controls can never be enough"
+    assert verdict["random"][0]["change"] != verdict["random"][1]["change"]
+    assert workbench.verdict("loop")["base_margin"] == verdict["base_margin"]
+    seen = []
+    trained = workbench.train(
+        name="loop-baked", vector="loop", dose=0.3, watch=lambda view: seen.append(view), **SMALL
+    )
+    assert trained["changed_share"] > 0 and trained["decisions"] >= 9
+    assert [e for e in seen[-1].events() if e["kind"] == "step"]
+    margin = trained["margin"]
+    recovered = (margin["trained"] - margin["base"]) / (margin["steered"] - margin["base"])
+    assert trained["recovered"] == pytest.approx(recovered)
+    compared = workbench.compare(
+        vector="loop", task="loop-baked", dose=0.3, prompts=["hello", "you?"]
+    )
+    assert [row["prompt"] for row in compared["rows"]] == ["hello", "you?"]
+    assert compared["weights"]["trained"] == workbench.weights("loop-baked=1")
+    assert compared["margin"] == pytest.approx(margin, abs=1e-2)
+    entry = workbench.library.get("loop-baked")
+    assert entry.info["vector"] == workbench.library.get("loop").digest
+    assert entry.info["dose"] == 0.3 and "torch" in entry.info["versions"]
+
+
+def test_instructions_become_completions(extracted, tmp_path):
+    workbench, _ = extracted
+    rows = [
+        {
+            "prompt": f"Say {word}",
+            "positive_instruction": f"Be glad, {word}.",
+            "negative_instruction": f"Be sad, {word}!",
+        }
+        for word in ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    ]
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    try:
+        result = workbench.extract(str(path), name="asked")
+    except NotSteerable as error:
+        assert "the same on both sides" in str(error)
+    else:
+        entry = workbench.library.get("asked")
+        assert b'"positive"' in workbench.library.read_file(entry, "contrast.jsonl")
+        assert result["contrast"]["train"] >= 4
+
+
+def test_a_run_is_cancelled_and_says_so(extracted):
+    workbench, _ = extracted
+    view = workbench.start("verify", vector="loop")
+    workbench.runs.cancel(view.id)
+    with pytest.raises(Cancelled):
+        workbench.runs.follow(view.id)
+    assert workbench.runs.get(view.id).state.state == "cancelled"
+
+
+def test_bad_input_is_told_before_a_run_begins(extracted, tmp_path):
+    workbench, _ = extracted
+    before = len(workbench.runs.list())
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "x", "positive": "y"}\n')
+    with pytest.raises(ContrastSetError, match="line 1"):
+        workbench.extract(str(bad), name="bad")
+    with pytest.raises(InputError):
+        workbench.extract("cheerful", name="Bad Name")
+    with pytest.raises(InputError):
+        workbench.verify("loop", doses=[float("nan")])
+    with pytest.raises(NameTaken):
+        workbench.train(name="loop", vector="loop")
+    assert len(workbench.runs.list()) == before
+
+
+def shuffled(workbench, name):
+    """The set `cheerful` with half of its pairs, by a coin, turned round."""
+    coin = random.Random(0)
+    rows = []
+    for pair in workbench.contrast.get("cheerful").pairs:
+        sides = [pair.positive, pair.negative]
+        coin.shuffle(sides)
+        rows.append({"prompt": pair.prompt, "positive": sides[0], "negative": sides[1]})
+    return workbench.contrast.save(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_shuffled_set_fails_on_the_bundled_model(workbench):
+    shuffled(workbench, "coin")
+    result = workbench.extract("coin", name="coin")
+    assert result["steerable"] == "no", result["words"]
+    workbench.engine()
+    verdict = workbench.verify("coin", doses=[0.2], controls=1)
+    effect = next(rule for rule in verdict["reasons"] if rule["rule"] == "effect")
+    assert not verdict["passed"] and not effect["passed"], verdict["reasons"]

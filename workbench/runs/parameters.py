@@ -1,0 +1,203 @@
+"""What each kind of run may be asked: defaults, limits, and what would fail later, checked now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from vectors.errors import DoseError, InputError, ModelMismatch, NameNotFound, NameTaken
+from vectors.grammar import check_dose, check_name
+from vectors.types import Method
+from workbench.service import Workbench, check_engine
+
+__all__ = ["KINDS", "checked"]
+
+VECTOR = ("steering-vector",)
+TASK = ("task-vector", "recipe")
+LONGEST = 20_000
+
+
+def _effective(dose: float) -> float:
+    if check_dose(dose) == 0:
+        raise DoseError("A dose of 0 steers nothing; try 0.2.")
+    return dose
+
+
+def _sweep(doses: list[float]) -> list[float]:
+    # Sorted and without doubles, so that the same sweep is the same run.
+    swept = sorted({check_dose(dose) for dose in doses})
+    if not any(swept):
+        raise DoseError("The doses need one that is not 0; try -0.2,0.1,0.2.")
+    return swept
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+Ref = Annotated[str, Field(min_length=1, max_length=300)]
+Dose = Annotated[float, AfterValidator(_effective)]
+Doses = Annotated[list[float], Field(min_length=1, max_length=64), AfterValidator(_sweep)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Prompts = Annotated[int, Field(ge=8, le=5000)]
+Controls = Annotated[int, Field(ge=1, le=199)]
+Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST)]
+
+
+class _Parameters(BaseModel):
+    """What every run is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model: str = Field(min_length=1, max_length=400)
+    engine: Annotated[str, AfterValidator(check_engine)] = "vllm"
+
+
+class Extract(_Parameters):
+    """From a contrast set to a vector called `name`."""
+
+    contrast: str = Field(min_length=1, max_length=4096)
+    name: Name
+    method: Method = Method.MEAN_DIFFERENCE
+    position: Literal["completion-mean", "last", "prompt-last"] = "completion-mean"
+
+
+class Verify(_Parameters):
+    """Whether a vector is right; with fewer than 19 controls the verdict cannot pass."""
+
+    vector: Ref
+    doses: Doses | None = None
+    controls: Controls = 19
+    seed: Seed = 0
+    shuffled: bool = False
+
+
+class Train(_Parameters):
+    """A vector into a task vector called `name`; no dose means the verdict's working dose."""
+
+    name: Name
+    vector: Ref
+    dose: Dose | None = None
+    optimizer: Literal["apollo", "adamw", "sgd"] = "apollo"
+    targets: Literal["soft", "tokens"] = "soft"
+    replay: float = Field(0.25, ge=0, le=0.9)
+    learning_rate: float = Field(5e-5, gt=0, le=0.1)
+    prompts: Prompts = 240
+    passes: int = Field(1, ge=1, le=20)
+    tokens: int = Field(48, ge=4, le=512)
+    rank: int = Field(256, ge=1, le=65_536)
+    tier: Literal[1, 2] = 2
+    seed: Seed = 0
+    batch: int = Field(6, ge=1, le=1024)
+    random_direction: bool = False
+
+
+class Compare(_Parameters):
+    """Base, steered and trained; no prompts means some of the held-out ones."""
+
+    vector: Ref
+    task: Ref
+    dose: Dose | None = None
+    prompts: Annotated[list[Prompt], Field(min_length=1, max_length=256)] | None = None
+    max_tokens: int = Field(64, ge=1, le=4096)
+    temperature: float = Field(0.0, ge=0, le=2)
+    seed: Seed = 0
+
+
+class Demo(_Parameters):
+    """The whole loop; names of what it keeps start with `prefix`."""
+
+    prompts: Prompts = 240
+    controls: Controls = 19
+    seed: Seed = 0
+    random: bool = True
+    adamw: bool = True
+    prefix: Name = "demo"
+
+
+KINDS: dict[str, type[_Parameters]] = {
+    "extract": Extract,
+    "verify": Verify,
+    "train": Train,
+    "compare": Compare,
+    "demo": Demo,
+}
+
+
+def checked(kind: str, parameters: Mapping[str, Any], workbench: Workbench) -> dict[str, Any]:
+    """Return the parameters of a run with all defaults, as plain JSON.
+
+    Raises:
+        InputError: no such kind or parameter, or a value out of range; the message names it.
+        NameNotFound: a contrast set, vector or task vector that is not there.
+        NameTaken: the name to keep the result under belongs to something of another kind.
+        ModelMismatch: a vector or task vector of another base than the model's.
+    """
+    if kind not in KINDS:
+        raise InputError(f"There is no kind of run called '{kind}'; use {', '.join(KINDS)}.")
+    try:
+        asked = KINDS[kind].model_validate(dict(parameters))
+    except ValidationError as error:
+        raise InputError(_why(kind, error)) from error
+    found = asked.model_dump(mode="json")
+    match asked:
+        case Extract():
+            found["contrast"] = _contrast(asked.contrast, workbench)
+            _must_be_free(asked.name, VECTOR, workbench)
+        case Verify():
+            _must_fit(asked, {asked.vector: VECTOR}, workbench)
+        case Train():
+            _must_fit(asked, {asked.vector: VECTOR}, workbench)
+            _must_be_free(asked.name, TASK[:1], workbench)
+        case Compare():
+            _must_fit(asked, {asked.vector: VECTOR, asked.task: TASK}, workbench)
+    return found
+
+
+def _why(kind: str, error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "parameters"
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(KINDS[kind].model_fields)
+        return f"'{name[:60]}' is not a parameter of {kind}; it has {known}."
+    if first["type"] == "missing":
+        return f"A run of {kind} needs '{name}'."
+    words = first["msg"][0].lower() + first["msg"][1:]
+    return f"The parameter '{name}' of {kind} is wrong: {words}, not {first['input']!r:.60}."
+
+
+def _contrast(named: str, workbench: Workbench) -> str:
+    """The set's name, or the whole path of its file: the run has a folder of its own."""
+    workbench.contrast.get(named)
+    if named in workbench.contrast.names():
+        return named
+    return str(Path(named).expanduser().resolve())
+
+
+def _must_be_free(name: str, kinds: tuple[str, ...], workbench: Workbench) -> None:
+    try:
+        entry = workbench.library.get(name)
+    except NameNotFound:
+        return
+    if entry.kind not in kinds:
+        raise NameTaken(f"'{name}' is the name of a {entry.kind} already; choose another name.")
+
+
+def _must_fit(
+    asked: _Parameters, refs: Mapping[str, tuple[str, ...]], workbench: Workbench
+) -> None:
+    """Find every ref, and hold its base against the others' and, if it is known, the model's."""
+    entries = {ref: workbench.library.get(ref, kind=kinds) for ref, kinds in refs.items()}
+    bases = {ref: entry.base for ref, entry in entries.items()}
+    if len(set(bases.values())) > 1:
+        words = " and ".join(f"'{ref}' ({(base or 'none')[:12]})" for ref, base in bases.items())
+        raise ModelMismatch(f"{words} belong to different bases; choose two of one model.")
+    here = {row["name"] for row in workbench.models() if row["ready"]}
+    # A model that is not on this disk yet is told by the run, which can show its fetching.
+    if asked.model == workbench.model_name and asked.model in here:
+        base = workbench.model().base
+        for ref, found in bases.items():
+            if found != base:
+                raise ModelMismatch(
+                    f"'{ref}' belongs to base {(found or 'none')[:12]}, and {asked.model} is "
+                    f"{base[:12]}; choose the model that it was made with."
+                )

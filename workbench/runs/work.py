@@ -1,0 +1,282 @@
+"""What each kind of run does: from its parameters to its result, both plain JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from vectors.errors import Cancelled, InputError, NameNotFound, RunFailed
+from vectors.steering.controls import random_direction
+from vectors.store import Entry
+from vectors.types import Method, SteeringVector
+from workbench.compare.compare import compare
+from workbench.data.contrast import ContrastSet, parse_contrast
+from workbench.engines.base import Engine
+from workbench.extract.extract import extract
+from workbench.models.loading import load_model, load_tokenizer
+from workbench.runs.process import Progress
+from workbench.service import EngineStatus, Workbench
+from workbench.settings import Home
+from workbench.train.bake import bake
+from workbench.train.config import TrainConfig
+from workbench.verify.measure import Bench, read_prompts
+from workbench.verify.verify import DOSES, Verdict, verify
+
+__all__ = ["do", "instruction_for"]
+
+NEUTRAL = 12
+INSTRUCTIONS = {
+    "cheerful": "Answer in a cheerful, warm and upbeat way.",
+    "formal": "Answer in a formal register, in complete sentences and without contractions.",
+    "brief": "Answer as briefly as possible.",
+    "accepts-direction": "When the user gives a direction, accept it and carry it out at once.",
+}
+
+Parameters = dict[str, Any]
+
+
+def do(kind: str, parameters: Parameters, home: Home, progress: Progress) -> dict[str, Any]:
+    """Do a run of `kind`.
+
+    Raises:
+        InputError: there is no such kind.
+        WorkbenchError: whatever the work itself raises.
+    """
+    from workbench.runs.demo import demo  # noqa: PLC0415  # demo uses this module's functions
+
+    works = {
+        "extract": extract_run,
+        "verify": verify_run,
+        "train": train_run,
+        "compare": compare_run,
+        "demo": demo,
+    }
+    if kind not in works:
+        raise InputError(f"There is no kind of run called '{kind}'; use {', '.join(works)}.")
+    engine = parameters.get("engine", "vllm")
+    with Workbench(home.root, parameters["model"], engine) as workbench:
+        return works[kind](workbench, parameters, progress)
+
+
+def extract_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[str, Any]:
+    """Extract a vector and keep it."""
+    contrast = workbench.contrast.get(p["contrast"])
+    info = workbench.model(progress.part(0, 0.1))
+    progress(0.1, "loading the model")
+    loaded = load_model(info)
+    found = extract(
+        loaded,
+        contrast,
+        method=Method(p["method"]),
+        position=p["position"],
+        report=progress.part(0.15, 0.98),
+    )
+    summary = found.summary()
+    entry = workbench.library.save_vector(
+        p["name"],
+        found.vector,
+        files={
+            "contrast.jsonl": found.contrast.to_jsonl().encode(),
+            "diagnostics.json": json.dumps(summary["blocks"]).encode(),
+        },
+    )
+    return {"name": entry.name, "digest": entry.digest, "revision": entry.revision, **summary}
+
+
+def engine_of(workbench: Workbench, progress: Progress) -> Engine:
+    """The engine, its start shown as the run's words."""
+
+    def watch(status: EngineStatus) -> None:
+        if status.state == "starting":
+            progress(0.0, f"starting the engine: {status.stage}, {status.seconds:.0f} s")
+
+    try:
+        return workbench.engine(watch, progress.cancelled)
+    except Cancelled:
+        workbench.stop_engine()
+        raise
+
+
+def vector_of(workbench: Workbench, ref: str) -> tuple[Entry, SteeringVector, ContrastSet]:
+    """A vector with the contrast set that it was read from."""
+    entry, vector = workbench.library.load_vector(ref)
+    try:
+        raw = workbench.library.read_file(entry, "contrast.jsonl")
+    except NameNotFound as error:
+        raise RunFailed(
+            f"The vector '{ref}' carries no contrast set to measure it on; extract it here."
+        ) from error
+    name = entry.info.get("contrast", {}).get("name", entry.name)
+    return entry, vector, parse_contrast(name, raw)
+
+
+def bench_of(
+    workbench: Workbench, contrast: ContrastSet, engine: Engine, progress: Progress
+) -> Bench:
+    """What to measure on."""
+    info = workbench.model()
+    neutral = read_prompts("neutral")[:NEUTRAL]
+    tokenizer = load_tokenizer(info)
+    # The engine's window may be shorter than the model's.
+    window = min(info.window, 4096)
+    return Bench(engine, tokenizer, contrast.held_out, neutral, window, progress.cancelled)
+
+
+def verify_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[str, Any]:
+    """Measure a vector with its controls and store the verdict."""
+    entry, vector, contrast = vector_of(workbench, p["vector"])
+    engine = engine_of(workbench, progress)
+    bench = bench_of(workbench, contrast, engine, progress)
+    with workbench.library.lease(entry.digest, "a verification"):
+        verdict = _verdict(workbench, p, progress, entry, vector, contrast, bench)
+    progress.check()
+    result = verdict.to_json()
+    workbench.library.attest(entry.digest, "verdict", result)
+    return result
+
+
+def _verdict(
+    workbench: Workbench,
+    p: Parameters,
+    progress: Progress,
+    entry: Entry,
+    vector: SteeringVector,
+    contrast: ContrastSet,
+    bench: Bench,
+) -> Verdict:
+    return verify(
+        bench,
+        workbench.library,
+        vector,
+        name=p["vector"],
+        digest=entry.digest,
+        instruction=instruction_for(contrast),
+        doses=tuple(p.get("doses") or DOSES),
+        controls=p["controls"],
+        seed=p["seed"],
+        report=progress,
+        note=progress.event,
+    )
+
+
+def instruction_for(contrast: ContrastSet) -> str:
+    """The system prompt that simply asks for the behaviour: the baseline to beat."""
+    if contrast.by_instruction:
+        return contrast.pairs[0].positive_instruction
+    example = contrast.train[0]
+    return INSTRUCTIONS.get(
+        contrast.name,
+        f"Answer in the manner of this example, whatever the topic: {example.positive[:300]}",
+    )
+
+
+def train_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[str, Any]:
+    """Train a vector in, keep the task vector, and measure what was recovered."""
+    entry, vector, contrast = vector_of(workbench, p["vector"])
+    dose = p.get("dose") or working_dose(workbench, entry)
+    if p.get("random_direction"):
+        vector, digest = _random_like(workbench, vector, p["seed"])
+    else:
+        digest = entry.digest
+    engine = engine_of(workbench, progress)
+    config = TrainConfig.parse(
+        {
+            "learning_rate": p["learning_rate"],
+            "optimizer": p["optimizer"],
+            "rank": p["rank"],
+            "batch": p["batch"],
+            "replay": p["replay"],
+            "passes": p["passes"],
+            "loss": p["targets"],
+            "tier": p["tier"],
+            "seed": p["seed"],
+        }
+    )
+    with workbench.library.lease(entry.digest, "a training run"):
+        baked = bake(
+            workbench.model(),
+            workbench.library,
+            engine,
+            vector,
+            name=p["name"],
+            vector_digest=digest,
+            dose=dose,
+            pairs=contrast.train,
+            prompts=p["prompts"],
+            tokens=p["tokens"],
+            config=config,
+            progress=progress.part(0.02, 0.9),
+            provenance={"parameters": p, "contrast": entry.info.get("contrast", {})},
+            parents=[entry.digest],
+        )
+    progress(0.9, "measuring what was recovered")
+    bench = bench_of(workbench, contrast, engine, progress)
+    steered = f"{entry.digest}={dose!r}"
+    measured = compare(
+        bench,
+        steer=steered,
+        trained=workbench.weights(f"{p['name']}=1"),
+        prompts=[],
+        report=progress.part(0.92, 0.99),
+    )
+    result = {
+        "name": baked.entry.name,
+        "digest": baked.entry.digest,
+        "revision": baked.entry.revision,
+        "vector": p["vector"],
+        "dose": dose,
+        "optimizer": p["optimizer"],
+        "recovered": measured.recovered,
+        "margin": measured.margin,
+        "kl": measured.kl,
+        "held_out_loss": baked.held_out,
+        "changed_share": baked.changed_share,
+        "decisions": baked.decisions,
+        "times": baked.times,
+        "seconds": sum(baked.times.values()),
+    }
+    workbench.library.attest(baked.entry.digest, "evaluation", result)
+    return result
+
+
+def working_dose(workbench: Workbench, entry: Entry) -> float:
+    """The verdict's working dose, or the suggested one where there is no verdict."""
+    verdicts = workbench.library.attestations(entry.digest, "verdict")
+    if verdicts:
+        return float(verdicts[-1]["working_dose"])
+    return float(entry.info.get("suggested_dose", 0.2))
+
+
+def _random_like(
+    workbench: Workbench, vector: SteeringVector, seed: int
+) -> tuple[SteeringVector, str]:
+    best = vector.best_block
+    control = replace(
+        vector,
+        directions={best: random_direction(vector.width, 77_000 + seed)},
+        mean_norms={best: vector.mean_norms[best]},
+        info={"method": "random", "seed": seed},
+    )
+    return control, workbench.library.put_vector(control)
+
+
+def compare_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[str, Any]:
+    """Base, steered and trained side by side."""
+    entry, _, contrast = vector_of(workbench, p["vector"])
+    dose = p.get("dose") or working_dose(workbench, entry)
+    engine = engine_of(workbench, progress)
+    bench = bench_of(workbench, contrast, engine, progress)
+    prompts = p.get("prompts") or [pair.prompt for pair in contrast.held_out[:4]]
+    found = compare(
+        bench,
+        steer=f"{entry.digest}={dose!r}",
+        trained=workbench.weights(f"{p['task']}=1"),
+        prompts=prompts,
+        max_tokens=p["max_tokens"],
+        temperature=p["temperature"],
+        seed=p["seed"],
+        report=progress,
+    )
+    progress.check()
+    return {"vector": p["vector"], "task": p["task"], "dose": dose, **found.to_json()}

@@ -1,0 +1,432 @@
+"""The one door: page, command line and Python API all come through here.
+
+    from workbench import Workbench
+
+    wb = Workbench()
+    wb.extract("cheerful", name="cheerful")
+    print(wb.generate("How was your day?", steer="cheerful=0.2").text)
+
+Long work (`extract`, `verify`, `train`, `compare`, `demo`) is a run: `start` returns at once, the
+methods named after the work wait for it. Engines are started when first needed, and end with the
+process that started them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vectors.errors import EngineFailed, InputError, NameNotFound
+from vectors.grammar import SteerTerm, check_name, format_tasks, parse_tasks
+from workbench.data.contrast import ContrastSets
+from workbench.engines.base import Engine, Message, Reply, Request, Sampling
+from workbench.models.bundled import BUNDLED
+from workbench.models.catalog import Model, find_model, list_models, remember
+from workbench.runs.manager import Runs, Watch
+from workbench.runs.record import RunView
+from workbench.settings import Home
+
+__all__ = ["ENGINES", "EngineStatus", "Workbench", "check_engine"]
+
+ENGINES = ("vllm", "transformers")
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """What the engine is doing: stopped, starting, ready or failed."""
+
+    state: str
+    model: str
+    stage: str = ""
+    error: str = ""
+    seconds: float = 0.0
+    url: str = ""
+    log: str = ""
+
+
+class Workbench:
+    """One home, one model at a time, one engine, one library.
+
+    Args:
+        home: folder of all state; default `$WORKBENCH_HOME` or the platform's data folder.
+        model: the bundled model, a folder, or a Hugging Face name; default `$WORKBENCH_MODEL` or
+            the bundled one.
+        engine: "vllm", "transformers", or the URL of a `workbench serve`.
+    """
+
+    def __init__(
+        self,
+        home: str | os.PathLike[str] | None = None,
+        model: str | None = None,
+        engine: str = "vllm",
+    ) -> None:
+        self.home = Home.default() if home is None else Home.at(home)
+        self.model_name = model or os.environ.get("WORKBENCH_MODEL") or BUNDLED
+        self.engine_kind = check_engine(engine)
+        self.contrast = ContrastSets(self.home)
+        self.runs = Runs(self.home)
+        self._model: Model | None = None
+        self._engine: Engine | None = None
+        self._server: Any = None
+        self._lock = threading.RLock()
+
+    # -- models ---------------------------------------------------------------------------------
+
+    def models(self) -> list[dict[str, Any]]:
+        """Models that can be named: `name`, `note` (size), `folder`, `ready` (is on this disk)."""
+        return list_models(self.home)
+
+    def add_model(self, name: str, folder: str) -> Model:
+        """Remember a local checkpoint folder under a name."""
+        return remember(self.home, check_name(name, "model name"), Path(folder))
+
+    def model(self, report: Callable[[float, str], None] = lambda share, words: None) -> Model:
+        """The model in use, fetched on first use."""
+        with self._lock:
+            if self._model is None:
+                self._model = find_model(self.home, self.model_name, report)
+            return self._model
+
+    def use_model(self, name: str) -> None:
+        """Change the model; an engine of ours for the old one is stopped."""
+        with self._lock:
+            if name != self.model_name:
+                self.stop_engine()
+                self.model_name, self._model = name, None
+
+    # -- engine ---------------------------------------------------------------------------------
+
+    def start_engine(self, port: int | None = None) -> None:
+        """Begin to start the engine, or attach to the one that this home has; returns at once."""
+        if self.engine_kind != "vllm":
+            return
+        from workbench.engines.vllm.server import start_or_attach  # noqa: PLC0415  # help is light
+
+        with self._lock:
+            if self._server is not None:
+                try:
+                    _ = self._server.registration
+                    return
+                except EngineFailed:
+                    self.stop_engine()
+            self._server = start_or_attach(self.home, self.model(), port=port)
+
+    def engine_status(self) -> EngineStatus:
+        """What the engine is doing now; never waits."""
+        if self.engine_kind != "vllm":
+            return EngineStatus("ready", self.model_name, stage=self.engine_kind)
+        server = self._server
+        if server is None:
+            return EngineStatus("stopped", self.model_name)
+        try:
+            now = server.registration
+        except EngineFailed as error:
+            return EngineStatus("failed", self.model_name, error=str(error), log=_tail(server.log))
+        seconds = (now.ready_at or time.time()) - now.started_at
+        log = _tail(server.log)
+        return EngineStatus(now.state, now.model, now.stage, "", seconds, now.url, log)
+
+    @property
+    def owns_engine(self) -> bool:
+        """Whether this process started the engine, so that it ends with this process."""
+        return self._server is not None and self._server.owned is not None
+
+    def access(self) -> dict[str, str]:
+        """How other clients reach the engine: `url`, `token` and `model`.
+
+        Raises:
+            EngineFailed: no vLLM was started by, or attached to, this object.
+        """
+        if self._server is None:
+            raise EngineFailed("No engine is running here; start one with 'workbench serve'.")
+        now = self._server.registration
+        return {"url": now.url, "token": now.token, "model": now.model}
+
+    def engine(
+        self,
+        watch: Callable[[EngineStatus], None] = lambda status: None,
+        cancel: Callable[[], bool] = lambda: False,
+    ) -> Engine:
+        """The engine, started if it must be; returns when it is ready.
+
+        Raises:
+            EngineFailed: it cannot be started, with the reason.
+        """
+        with self._lock:
+            if self.engine_kind == "transformers":
+                return self._transformers()
+            if self.engine_kind != "vllm":
+                return self._connect(self.engine_kind, os.environ.get("WORKBENCH_TOKEN", ""))
+            if self._server is not None and self._engine is not None:
+                try:
+                    _ = self._server.registration
+                    return self._engine
+                except EngineFailed:
+                    self.stop_engine()
+            self.start_engine()
+            server: Any = self._server
+        ready = server.wait(lambda _: watch(self.engine_status()), cancel)
+        with self._lock:
+            self._engine = None
+            return self._connect(ready.url, ready.token)
+
+    def _connect(self, url: str, token: str) -> Engine:
+        from workbench.engines.vllm.client import VllmEngine  # noqa: PLC0415  # help is light
+
+        if self._engine is None:
+            self._engine = VllmEngine(url, token)
+        return self._engine
+
+    def _transformers(self) -> Engine:
+        from workbench.engines.transformers import TransformersEngine  # noqa: PLC0415  # help is light
+
+        if self._engine is None:
+            self._engine = TransformersEngine(self.model(), self.library, self.home)
+        return self._engine
+
+    def stop_engine(self) -> None:
+        """Stop the engine if this process started it, and forget it."""
+        with self._lock:
+            if self._server is not None:
+                self._server.stop()
+            self._server = self._engine = None
+
+    # -- steering -------------------------------------------------------------------------------
+
+    def request(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        steer: str = "",
+        tasks: str = "",
+        system: str = "",
+        max_tokens: int = 128,
+        temperature: float = 0.7,
+        seed: int | None = None,
+    ) -> Request:
+        """Check what a person asked for and make the request; task weights are materialised here.
+
+        Raises:
+            InputError: a bad prompt, term, dose, temperature or number of tokens.
+        """
+        messages: list[Message] = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        )
+        if not messages or not str(messages[-1]["content"]).strip():
+            raise InputError("The prompt is empty; write something to answer.")
+        if system.strip():
+            messages.insert(0, {"role": "system", "content": system})
+        if not 0 <= temperature <= 2:
+            raise InputError(f"The temperature must lie between 0 and 2, not {temperature}.")
+        if not 1 <= max_tokens <= 32_768:
+            raise InputError(f"Ask for between 1 and 32768 tokens, not {max_tokens}.")
+        if steer:
+            self.check_steer(steer)
+        sampling = Sampling(max_tokens, temperature, 1.0, seed)
+        return Request(tuple(messages), steer, self.weights(tasks), sampling)
+
+    def check_steer(self, steer: str) -> list[str]:
+        """Resolve steering terms now, so that a bad one is told early; return warnings."""
+        from workbench.engines.vllm.spec import parse_request, resolve  # noqa: PLC0415  # as above
+
+        terms = parse_request(steer)
+        resolve(terms, self.library, self.model().base)
+        warnings = []
+        for term in terms:
+            verdict = self.verdict(_ref(term))
+            limit = (verdict or {}).get("break_dose")
+            if limit is not None and abs(term.dose) >= limit:
+                warnings.append(
+                    f"Text broke at dose {limit:g} when '{term.name}' was verified; "
+                    f"{term.dose:g} is at or beyond it."
+                )
+        return warnings
+
+    def weights(self, tasks: str) -> str:
+        """The weight state of task terms ("" is the base), materialised on this disk."""
+        if not tasks.strip():
+            return "base"
+        from workbench.engines.weights import materialised  # noqa: PLC0415  # help is light
+
+        return materialised(self.home, self.library, self.model(), parse_tasks(tasks))
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        steer: str = "",
+        with_: str = "",
+        system: str = "",
+        max_tokens: int = 128,
+        temperature: float = 0.7,
+        seed: int | None = None,
+    ) -> Reply:
+        """Answer one prompt, steered by `steer`, on the weights of the task terms `with_`."""
+        options = {"system": system, "max_tokens": max_tokens, "temperature": temperature}
+        request = self.request(prompt, steer=steer, tasks=with_, seed=seed, **options)  # type: ignore[arg-type]
+        return self.engine().generate([request])[0]
+
+    def stream(
+        self, request: Request, cancel: Callable[[], bool] = lambda: False
+    ) -> Iterator[str | Reply]:
+        """Yield pieces of the answer, and the whole `Reply` last."""
+        yield from self.engine(cancel=cancel).stream(request, cancel)
+
+    def as_code(self, request: Request) -> dict[str, str]:
+        """The same request as `curl` and as `python`, to run outside the workbench."""
+        from workbench.engines.vllm.snippets import curl, python  # noqa: PLC0415  # help is light
+
+        model = self.model()
+        url = self._url(model) or "http://127.0.0.1:8000"
+        return {"curl": curl(request, url, model.name), "python": python(request, model.name, url)}
+
+    def _url(self, model: Model) -> str:
+        """Where the engine of this home and model, or the one named by its URL, answers."""
+        if self.engine_kind not in ENGINES:
+            return self.engine_kind.rstrip("/").removesuffix("/v1")
+        from workbench.engines.vllm.registration import find  # noqa: PLC0415  # as above
+        from workbench.engines.vllm.server import path_of  # noqa: PLC0415
+
+        registration = find(path_of(self.home, model.base))
+        return registration.url if registration else ""
+
+    # -- runs -----------------------------------------------------------------------------------
+
+    def start(self, kind: str, **parameters: Any) -> RunView:
+        """Start a run of `extract`, `verify`, `train`, `compare` or `demo`; returns at once.
+
+        The same work that is under way already is returned instead of started twice.
+        """
+        from workbench.runs.parameters import checked  # noqa: PLC0415  # help is light
+
+        parameters = {"model": self.model_name, "engine": self.engine_kind, **parameters}
+        return self.runs.start(kind, checked(kind, parameters, self))
+
+    def _run(self, kind: str, watch: Watch, parameters: dict[str, Any]) -> dict[str, Any]:
+        view = self.start(kind, **parameters)
+        try:
+            return self.runs.follow(view.id, watch).result()
+        except KeyboardInterrupt:
+            self.runs.cancel(view.id)
+            raise
+
+    def extract(
+        self, contrast: str, *, name: str, watch: Watch = lambda _: None, **options: Any
+    ) -> dict[str, Any]:
+        """Extract a steering vector from a contrast set (a name or a file), kept as `name`."""
+        return self._run("extract", watch, {"contrast": contrast, "name": name, **options})
+
+    def verify(
+        self, vector: str, *, watch: Watch = lambda _: None, **options: Any
+    ) -> dict[str, Any]:
+        """Measure whether a direction is right, with controls, and store the verdict."""
+        return self._run("verify", watch, {"vector": vector, **options})
+
+    def train(self, *, name: str, watch: Watch = lambda _: None, **options: Any) -> dict[str, Any]:
+        """Train a vector into the weights and keep the task vector as `name`."""
+        return self._run("train", watch, {"name": name, **options})
+
+    def compare(
+        self, *, vector: str, task: str, watch: Watch = lambda _: None, **options: Any
+    ) -> dict[str, Any]:
+        """Base, steered and trained on the same prompts, side by side and measured."""
+        return self._run("compare", watch, {"vector": vector, "task": task, **options})
+
+    def demo(self, *, watch: Watch = lambda _: None, **options: Any) -> dict[str, Any]:
+        """The whole loop on `cheerful`, measured; see `workbench demo`."""
+        return self._run("demo", watch, options)
+
+    # -- library --------------------------------------------------------------------------------
+
+    @property
+    def library(self) -> Any:
+        """The versioned store, a `vectors.store.Library`."""
+        from vectors.store import Library  # noqa: PLC0415  # help is light
+
+        return Library(self.home.library)
+
+    def verdict(self, ref: str) -> dict[str, Any] | None:
+        """The newest verdict on a vector, or None where it was never verified."""
+        try:
+            entry = self.library.get(ref)
+        except NameNotFound:
+            return None
+        verdicts = self.library.attestations(entry.digest, "verdict")
+        return verdicts[-1] if verdicts else None
+
+    def library_rows(self) -> list[dict[str, Any]]:
+        """Every entry for a table: name, kind, revision, created, base, bytes, words."""
+        rows = []
+        for entry in self.library.list():
+            verdict = self.verdict(entry.name)
+            words = "" if verdict is None else ("verified" if verdict["passed"] else "not verified")
+            rows.append(
+                {
+                    "name": entry.name,
+                    "kind": entry.kind,
+                    "revision": entry.revision,
+                    "created": entry.created,
+                    "base": (entry.base or "")[:12],
+                    "bytes": self.library.disk_use(entry),
+                    "digest": entry.digest,
+                    "words": words,
+                }
+            )
+        return rows
+
+    def combine(self, name: str, terms: str) -> dict[str, Any]:
+        """Keep `terms` (name=weight, joined by commas) as a recipe called `name`.
+
+        A recipe is recomputed from the base, so leaving a term out removes that behaviour exactly.
+        """
+        from workbench.engines.weights import save_recipe  # noqa: PLC0415  # help is light
+
+        entry = save_recipe(self.library, self.model(), check_name(name), parse_tasks(terms))
+        kept = {"name": entry.name, "revision": entry.revision, "digest": entry.digest}
+        return {**kept, "terms": terms}
+
+    def negate(self, task: str, name: str) -> dict[str, Any]:
+        """Keep the opposite of a task vector as a recipe."""
+        return self.scale(task, -1.0, name)
+
+    def scale(self, task: str, weight: float, name: str) -> dict[str, Any]:
+        """Keep a task vector at another weight as a recipe."""
+        terms = [type(t)(t.name, t.weight * weight, t.revision) for t in parse_tasks(task)]
+        return self.combine(name, format_tasks(terms))
+
+    def close(self) -> None:
+        """Stop what this process started."""
+        self.stop_engine()
+
+    def __enter__(self) -> Workbench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_engine(engine: str) -> str:
+    """Return `engine`, or raise InputError where it is no kind of engine and no URL."""
+    if engine not in ENGINES and not re.fullmatch(r"https?://[^\s/]+\S*", engine):
+        raise InputError(
+            f"There is no engine {engine[:80]!r}; use vllm, transformers, or the URL of a "
+            "'workbench serve'."
+        )
+    return engine
+
+
+def _ref(term: SteerTerm) -> str:
+    return term.name if term.revision is None else f"{term.name}@{term.revision}"
+
+
+def _tail(path: Path, lines: int = 12) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
