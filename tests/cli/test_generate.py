@@ -1,0 +1,113 @@
+"""Contract: `generate` against an engine that answers from memory."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vectors.types import SteeringVector
+from workbench.engines.base import Receipt, Reply, Request
+from workbench.models.catalog import Model
+from workbench.service import Workbench
+
+BASE = "ab" * 32
+
+
+class Echo:
+    """Repeats the prompt; steered if it was asked to be."""
+
+    def stream(self, request: Request, cancel: Any) -> Iterator[str | Reply]:
+        reply = self.answer(request)
+        yield from (reply.text[:3], reply.text[3:], reply)
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request: Request) -> Reply:
+        text = "You said: " + str(request.messages[-1]["content"])
+        receipt = Receipt(1, 7, 5, 2, 12, 12) if request.steer else None
+        return Reply(text, 6, "stop", request.weights, receipt, 0.5)
+
+
+@pytest.fixture(autouse=True)
+def echo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = Model("tiny", tmp_path, BASE, 2, 4, 512, 99, 10, "TinyForCausalLM", False)
+    monkeypatch.setattr(Workbench, "model", lambda self, report=None: model)
+    monkeypatch.setattr(Workbench, "engine", lambda self, *args, **options: Echo())
+
+
+@pytest.fixture
+def vector(home: Path) -> str:
+    direction_D = torch.tensor([1.0, 0, 0, 0])
+    vector = SteeringVector(BASE, {1: direction_D}, {1: 3.0}, 1)
+    library = Workbench(home).library
+    entry = library.save_vector("kind", vector)
+    library.attest(entry.digest, "verdict", {"passed": True, "break_dose": 0.3})
+    return "kind"
+
+
+def test_the_text_goes_to_stdout_and_the_proof_to_stderr(workbench: Any, vector: str) -> None:
+    found = workbench("generate", "Hello", "Bye", "--steer", "kind=0.1")
+    assert found.code == 0
+    assert found.out == "You said: Hello\nYou said: Bye\n"
+    assert found.err.count("steered 7 prompt (2 from the cache) and 5 decode positions") == 2
+    assert "weights base" in found.err
+
+
+def test_without_a_stream_it_is_the_same(workbench: Any) -> None:
+    streamed, whole = workbench("generate", "Hello"), workbench("generate", "Hello", "--no-stream")
+    assert streamed.out == whole.out
+    assert "not steered" in whole.err
+
+
+def test_json_has_replies_and_warnings(workbench: Any, vector: str) -> None:
+    found = workbench("generate", "Hello", "--steer", "kind=0.35", "--json")
+    assert found.json["replies"][0]["text"] == "You said: Hello"
+    assert found.json["replies"][0]["receipt"]["decode"] == 5
+    assert "broke at dose 0.3" in found.json["warnings"][0]
+    assert "broke at dose 0.3" in workbench("generate", "Hello", "--steer", "kind=0.35").err
+
+
+def test_a_dash_reads_stdin(workbench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("héllo".encode())))
+    assert workbench("generate", "-").out == "You said: héllo\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    assert workbench("generate", "-").code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [" "],
+        ["Hi", "--temperature", "3"],
+        ["Hi", "--temperature", "nan"],
+        ["Hi", "--max-tokens", "0"],
+        ["Hi", "--steer", "nothing=0.1"],
+        ["Hi", "--steer", "kind=inf"],
+        ["Hi", "--steer", "kind=0.1:7"],
+        ["Hi", "--steer", "kind=0.1/sideways"],
+        ["Hi", "--with", "nothing=1"],
+    ],
+    ids=" ".join,
+)
+def test_bad_requests_are_told_before_any_work(
+    arguments: list[str], workbench: Any, vector: str
+) -> None:
+    told = workbench("generate", *arguments)
+    assert (told.code, told.out) == (2, "")
+    assert told.err.count("\n") == 1
+
+
+def test_code_instead_of_an_answer(workbench: Any, vector: str) -> None:
+    found = workbench("generate", "It's", "--steer", "kind=0.1", "--curl", "--python")
+    assert found.out.startswith("curl http://127.0.0.1:")
+    assert "from openai import OpenAI" in found.out
+    assert "You said" not in found.out
+    only = workbench("generate", "It's", "--curl", "--json").json["code"][0]
+    assert list(only) == ["curl"]

@@ -1,0 +1,145 @@
+"""`workbench extract`, `verify`, `train`, `compare`, `demo`: long work, each a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from vectors.errors import InputError
+from workbench.commands.results import draw_result
+from workbench.commands.shared import Detach, Session, command
+
+__all__ = ["add_to"]
+
+Vector = Annotated[str, typer.Option("--vector", help="A steering vector of the library.")]
+Dose = Annotated[
+    float | None, typer.Option(help="Default: the dose that was verified, or the suggested one.")
+]
+Seed = Annotated[int, typer.Option(help="The same seed and inputs give the same result.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    for work in (extract, verify, train, compare, demo):
+        command(app, work.__name__)(work)
+
+
+def extract(
+    session: Session,
+    contrast: Annotated[str, typer.Option(help="A name of 'contrast list', or a JSONL file.")],
+    name: Annotated[str, typer.Option(help="The name to keep the vector under.")],
+    method: Annotated[
+        str, typer.Option(help="mean-difference, pca or logistic.")
+    ] = "mean-difference",
+    position: Annotated[
+        str, typer.Option(help="completion-mean, last or prompt-last.")
+    ] = "completion-mean",
+    detach: Detach = False,
+) -> None:
+    """Extract a steering vector from a contrast set."""
+    options = {"contrast": contrast, "name": name, "method": method, "position": position}
+    _run(session, "extract", detach, **options)
+
+
+def verify(
+    session: Session,
+    vector: Annotated[str, typer.Argument(metavar="NAME", help="A vector of the library.")],
+    doses: Annotated[str, typer.Option(help="Doses to measure, such as -0.2,0.1,0.2.")] = "",
+    controls: Annotated[
+        int, typer.Option(help="Random directions to beat; under 19 the verdict cannot pass.")
+    ] = 19,
+    seed: Seed = 0,
+    detach: Detach = False,
+) -> None:
+    """Measure whether a direction is right, with controls, and keep the verdict."""
+    swept = [_number(dose) for dose in doses.split(",")] if doses.strip() else None
+    _run(session, "verify", detach, vector=vector, doses=swept, controls=controls, seed=seed)
+
+
+def train(
+    session: Session,
+    name: Annotated[str, typer.Option(help="The name to keep the task vector under.")],
+    vector: Vector = "",
+    data: Annotated[str, typer.Option(help="Not there yet.", hidden=True)] = "",
+    strip_instructions: Annotated[str, typer.Option(help="Not there yet.", hidden=True)] = "",
+    dose: Dose = None,
+    optimizer: Annotated[str, typer.Option(help="apollo, adamw or sgd.")] = "apollo",
+    targets: Annotated[
+        str, typer.Option(help="soft: the teacher's distributions; tokens: its tokens.")
+    ] = "soft",
+    replay: Annotated[float, typer.Option(help="Share of unsteered text, 0 to 0.9.")] = 0.25,
+    learning_rate: Annotated[float, typer.Option(help="1e-5 to 1e-4 works.")] = 5e-5,
+    prompts: Annotated[int, typer.Option(help="Prompts that the teacher answers.")] = 240,
+    passes: Annotated[int, typer.Option(help="Times that each decision is used.")] = 1,
+    tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 48,
+    tier: Annotated[
+        int, typer.Option(help="2 freezes the context, 1 takes the gradient through it.")
+    ] = 2,
+    seed: Seed = 0,
+    detach: Detach = False,
+) -> None:
+    """Train a vector into the weights and keep the task vector."""
+    for option, given in (("--data", data), ("--strip-instructions", strip_instructions)):
+        if given:
+            _not_yet(option)
+    if not vector:
+        raise InputError("Name the vector to train in, with --vector.")
+    options: dict[str, Any] = {"name": name, "vector": vector, "dose": dose, "tier": tier}
+    options |= {"optimizer": optimizer, "targets": targets, "replay": replay, "passes": passes}
+    options |= {"learning_rate": learning_rate, "prompts": prompts, "tokens": tokens, "seed": seed}
+    _run(session, "train", detach, **options)
+
+
+def compare(
+    session: Session,
+    vector: Vector,
+    task: Annotated[str, typer.Option(help="A task vector or recipe of the library.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt; give it again for more. Default: held-out.")
+    ] = None,
+    dose: Dose = None,
+    max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; at most 2.")] = 0.0,
+    seed: Seed = 0,
+    detach: Detach = False,
+) -> None:
+    """Base, steered and trained, side by side and measured."""
+    options = {"vector": vector, "task": task, "prompts": prompt or None, "dose": dose}
+    options |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    _run(session, "compare", detach, **options)
+
+
+def demo(
+    session: Session,
+    prompts: Annotated[int, typer.Option(help="Prompts that the teacher answers.")] = 240,
+    controls: Annotated[int, typer.Option(help="Random directions to beat.")] = 19,
+    seed: Seed = 0,
+    detach: Detach = False,
+) -> None:
+    """The whole loop on the bundled model: extract, steer, verify, train, keep, compare, negate."""
+    _run(session, "demo", detach, prompts=prompts, controls=controls, seed=seed)
+
+
+def _run(session: Session, kind: str, detach: bool, **parameters: Any) -> None:
+    result = session.run(kind, detach, **parameters)
+    if result is not None:
+
+        def draw(out: Console) -> None:
+            draw_result(out, kind, result)
+
+        session.answer(result, draw)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(
+            f"{text.strip()[:40]!r} is not a dose; write numbers joined by commas, as in 0.1,0.2."
+        ) from error
+
+
+def _not_yet(option: str) -> NoReturn:
+    raise InputError(f"'train {option}' is not there yet; train a steering vector with --vector.")
