@@ -1,0 +1,119 @@
+"""The words of the workbench, each explained in a sentence; every `info=` text comes from here."""
+
+from __future__ import annotations
+
+__all__ = ["GUIDE", "WORDS", "guide", "help_for"]
+
+WORDS: dict[str, str] = {
+    "model": (
+        "The language model to work on. Pick one, or type a folder or a Hugging Face owner/name."
+    ),
+    "contrast set": (
+        "Prompts that each have two replies, one with the behaviour you want and one without; "
+        "the difference between them is the direction."
+    ),
+    "vector name": (
+        "What the steering vector will be called. Lower-case letters, digits, '.', '_', '-'."
+    ),
+    "method": (
+        "How the direction is read off. The mean difference is the plain choice; "
+        "the others are for comparison."
+    ),
+    "position": "Which tokens of a reply are read. The mean over the whole reply is the steadiest.",
+    "steering vector": (
+        "A direction inside the model; adding it while the model writes moves the behaviour."
+    ),
+    "dose": (
+        "How strongly to steer, as a share of the model's own signal. 0 is none, a negative dose "
+        "is the opposite behaviour, and too much breaks the text."
+    ),
+    "block": (
+        "The layer where the vector is added. 'best' is the one found at extraction; "
+        "or write a number, or a range such as 10-14."
+    ),
+    "phase": (
+        "When to steer: while the prompt is read, while the reply is written (decode), or "
+        "both (all)."
+    ),
+    "further terms": (
+        "More vectors to add, for example formal=-0.1 or brief=0.2:15/decode, joined by commas."
+    ),
+    "with": (
+        "Trained weights to answer with, for example cheerful-baked=1. Empty is the untrained "
+        "model."
+    ),
+    "system prompt": "An instruction that comes before the chat. Empty is none.",
+    "temperature": "0 always takes the likeliest token; higher is more varied.",
+    "seed": "The same seed and settings give the same text.",
+    "max tokens": "Where a reply is cut off; a token is about three quarters of a word.",
+    "controls": (
+        "Random directions of the same strength that the vector has to beat. "
+        "19 is the fewest that can pass."
+    ),
+    "doses": "The doses to measure, joined by commas. Empty measures the standard range.",
+    "task name": "What the trained change of weights (the task vector) will be called.",
+    "train dose": (
+        "The dose that the weights learn to reproduce. Empty is the working dose of the verdict."
+    ),
+    "optimizer": "APOLLO keeps little memory beside the weights; the others are for comparison.",
+    "targets": (
+        "What is learnt: the steered model's whole probability for each token (soft), "
+        "or only the token it chose (tokens)."
+    ),
+    "replay": "Share of ordinary text mixed in, so that nothing else is forgotten.",
+    "learning rate": "The size of a step. Larger learns faster and damages more.",
+    "prompts": "How many prompts the steered model answers to make the lesson.",
+    "passes": "How often the lesson is gone through.",
+    "tokens": "The length of each lesson reply, in tokens.",
+    "compare prompts": "One prompt a line; each is answered by all three.",
+    "compare dose": (
+        "The dose of the steered column. Empty is the dose that the task was trained at."
+    ),
+    "task vector": (
+        "The exact change of the weights that training made; it can be scaled, negated and removed."
+    ),
+    "terms": "Task vectors and weights, for example cheerful-baked=1,formal-baked=-0.5.",
+    "scale": "1 is as trained, 0.5 half of it, -1 the opposite.",
+    "own name": "The set is kept under this name, for you alone, in the library's folder.",
+    "sides": (
+        "Whether the two columns are replies, or system instructions under which the model replies."
+    ),
+}
+
+GUIDE: dict[str, str] = {
+    "Extract": (
+        "Read a direction off pairs of texts. The held-out pairs are never used to find the "
+        "direction, only to check it."
+    ),
+    "Steer": (
+        "Talk to the model with and without the direction, at the same time and on the same seed."
+    ),
+    "Verify": (
+        "Measure whether the direction does what it should, and nothing else. "
+        "The margin is how much likelier the wanted reply is than the unwanted one, in nats; "
+        "KL is how far other text is changed."
+    ),
+    "Train": (
+        "Teach the weights to do by themselves what the direction does. "
+        "Recovered is the share of the steered change that the trained weights show on their own."
+    ),
+    "Compare": "The untrained model, the steered one and the trained one on the same prompts.",
+    "Library": (
+        "Everything that was kept. Each entry has a history, so that nothing is lost "
+        "when a name is used again or deleted."
+    ),
+    "receipt": (
+        "The receipt is the engine's own count of the positions that it steered; "
+        "the weights are named by a digest."
+    ),
+}
+
+
+def help_for(word: str) -> str:
+    """The sentence that explains `word`."""
+    return WORDS[word]
+
+
+def guide(tab: str) -> str:
+    """The sentence at the head of a tab."""
+    return GUIDE[tab]
