@@ -165,8 +165,9 @@ class Workbench:
                 return self._connect(self.engine_kind, os.environ.get("WORKBENCH_TOKEN", ""))
             if self._server is not None and self._engine is not None:
                 try:
-                    _ = self._server.registration
-                    return self._engine
+                    # Another process may have started it anew, at another address.
+                    if self._server.registration.url == getattr(self._engine, "url", ""):
+                        return self._engine
                 except EngineFailed:
                     self.stop_engine()
             self.start_engine()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
-from vectors.errors import OutOfSpace
+from vectors.errors import InputError, OutOfSpace
 
 __all__ = ["Home", "package_version"]
 
@@ -30,9 +30,15 @@ class Home:
         """The home at `root`, made if it is missing.
 
         Raises:
+            InputError: not a path.
             OutOfSpace: the folder cannot be made or written.
         """
-        home = cls(Path(root).expanduser().resolve())
+        try:
+            home = cls(Path(root).expanduser().resolve())
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{os.fspath(root)[:80]!r} is not a folder for WORKBENCH_HOME ({error}); name another."
+            ) from error
         try:
             for folder in (home.models, home.library, home.runs, home.engines):
                 folder.mkdir(parents=True, exist_ok=True)

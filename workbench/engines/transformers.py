@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from vectors.errors import NameNotFound, PromptTooLong, SteeringNotApplied
+from vectors.errors import Cancelled, NameNotFound, PromptTooLong, SteeringNotApplied
 from vectors.store import Library
 from vectors.types import Phase
 from workbench.data.templates import context_ids
@@ -144,7 +144,7 @@ class TransformersEngine:
             self._use(weights)
             for context, completion in sequences:
                 if cancel():
-                    return
+                    raise Cancelled("The scoring was cancelled.")
                 ids_BT = torch.tensor([[*context, *completion]], device=self._device)
                 steering = _Steering(self, steer)
                 with steering.on(len(context) + len(completion)):

@@ -68,7 +68,6 @@ class Verify(_Parameters):
     doses: Doses | None = None
     controls: Controls = 19
     seed: Seed = 0
-    shuffled: bool = False
 
 
 class Train(_Parameters):
