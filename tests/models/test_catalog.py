@@ -33,7 +33,7 @@ def change(folder, **values):
 
 def test_a_folder_is_a_model_and_its_base_is_its_weights(home, tiny_folder, copy):
     model = find_model(home, str(tiny_folder))
-    assert (model.blocks, model.width, model.vocabulary) == (4, 64, 512)
+    assert (model.blocks, model.width, model.vocabulary) == (4, 64, 2048)
     assert find_model(home, str(copy)).base == model.base
     assert remember(home, "mine", copy).base == model.base
     assert find_model(home, "mine").base == model.base

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 __all__ = ["TEMPLATE", "make_tiny_llama", "make_tokenizer"]
 
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+SETS = ("accepts-direction", "brief", "cheerful", "formal")
+VOCABULARY = 2048
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
-def make_tokenizer(folder: Path, vocabulary: int = 512) -> PreTrainedTokenizerFast:
-    """Save a tokenizer of single bytes; any text has tokens and comes back."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    table = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
-    table |= {f"<|unused{i}|>": i for i in range(len(table), vocabulary)}
-    bpe = Tokenizer(models.BPE(vocab=table, merges=[]))
+def make_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Save a byte-level BPE learnt on the built-in sets; any text has tokens and comes back."""
+    bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    builtin = files("workbench.data").joinpath("builtin")
+    texts = (builtin.joinpath(f"{name}.jsonl").read_text("utf-8") for name in SETS)
+    bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|end|>",
@@ -37,11 +46,11 @@ def make_tokenizer(folder: Path, vocabulary: int = 512) -> PreTrainedTokenizerFa
 
 
 def make_tiny_llama(folder: Path, seed: int = 0) -> Path:
-    """Save a random Llama: 4 blocks, D 64, 2 heads of 32, vocabulary 512, window 2048, bf16."""
+    """Save a random Llama: 4 blocks, D 64, 2 heads of 32, vocabulary 2048, window 2048, bf16."""
     make_tokenizer(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=512,
+        vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=4,
