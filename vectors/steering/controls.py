@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-__all__ = ["random_direction", "shuffled_difference"]
+from vectors.types import SteeringVector
+
+__all__ = ["random_direction", "random_like", "shuffled_difference"]
 
 
 def random_direction(width: int, seed: int) -> Tensor:
@@ -13,6 +17,17 @@ def random_direction(width: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     v_D = torch.randn(width, generator=generator, dtype=torch.float64)
     return (v_D / v_D.norm()).float()
+
+
+def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
+    """Return a random direction at the vector's best block, of the same norm at the same dose."""
+    best = vector.best_block
+    return replace(
+        vector,
+        directions={best: random_direction(vector.width, seed)},
+        mean_norms={best: vector.mean_norms[best]},
+        info={"method": "random", "seed": seed},
+    )
 
 
 def shuffled_difference(pos_ND: Tensor, neg_ND: Tensor, seed: int) -> Tensor:

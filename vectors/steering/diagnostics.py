@@ -8,10 +8,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-__all__ = ["Separation", "agreement", "auroc", "cohens_d", "pair_accuracy", "separation"]
+__all__ = [
+    "Separation",
+    "agreement",
+    "auroc",
+    "cohens_d",
+    "pair_accuracy",
+    "separation",
+    "steerable",
+]
 
 
 def auroc(pos_N: Tensor, neg_N: Tensor) -> float:
@@ -87,8 +94,3 @@ def steerable(found: Separation, pairs: int) -> str:
     if chance > 0.05 or found.auroc <= 0.5:
         return "no"
     return "yes" if found.pair_accuracy >= 0.8 and found.auroc >= 0.75 else "marginal"
-
-
-def projections(direction_D: Tensor, h_ND: Tensor) -> Tensor:
-    """Return `<h_i, v>` for each row, `[N]`."""
-    return h_ND.float() @ torch.as_tensor(direction_D).float()

@@ -14,17 +14,25 @@ __all__ = [
     "Cancel",
     "Engine",
     "Message",
+    "Pair",
     "Receipt",
     "Reply",
     "Request",
     "Sampling",
     "TokenTable",
+    "never",
 ]
 
 BASE_WEIGHTS = "base"
 Cancel = Callable[[], bool]
+Pair = tuple[Sequence[int], Sequence[int]]
 TokenTable = list[dict[int, float]]
 """For each scored token, the log-probabilities of the likeliest next tokens by id."""
+
+
+def never() -> bool:
+    """Nobody cancels."""
+    return False
 
 
 class Message(TypedDict):
@@ -100,7 +108,7 @@ class Engine(Protocol):
 
     def score(
         self,
-        sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+        sequences: Sequence[Pair],
         *,
         steer: str = "",
         weights: str = BASE_WEIGHTS,
@@ -111,7 +119,7 @@ class Engine(Protocol):
 
     def tables(
         self,
-        sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+        sequences: Sequence[Pair],
         *,
         top: int,
         steer: str = "",

@@ -16,7 +16,16 @@ from vectors.errors import Cancelled, NameNotFound, PromptTooLong, SteeringNotAp
 from vectors.store import Library
 from vectors.types import Phase
 from workbench.data.templates import context_ids
-from workbench.engines.base import BASE_WEIGHTS, Cancel, Receipt, Reply, Request, TokenTable
+from workbench.engines.base import (
+    BASE_WEIGHTS,
+    Cancel,
+    Pair,
+    Receipt,
+    Reply,
+    Request,
+    TokenTable,
+    never,
+)
 from workbench.engines.vllm.spec import Resolved, parse_request, resolve
 from workbench.models.blocks import decoder_blocks
 from workbench.models.catalog import Model, describe
@@ -24,13 +33,6 @@ from workbench.models.loading import load_model
 from workbench.settings import Home, package_version
 
 __all__ = ["TransformersEngine"]
-
-Pair = tuple[Sequence[int], Sequence[int]]
-
-
-def never() -> bool:
-    """Nobody cancels."""
-    return False
 
 
 class TransformersEngine:

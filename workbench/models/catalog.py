@@ -37,6 +37,11 @@ class Model:
     hybrid: bool
 
     @property
+    def served_window(self) -> int:
+        """The window that an engine is started with: a longer one costs memory that few prompts use."""
+        return min(self.window, 4096)
+
+    @property
     def size(self) -> str:
         """The weights' size, for people."""
         return f"{self.bytes / 1e9:.2f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.0f} MB"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 from vectors.errors import Cancelled, InputError, NameNotFound, RunFailed
-from vectors.steering.controls import random_direction
+from vectors.steering.controls import random_like
 from vectors.store import Entry
 from vectors.types import Method, SteeringVector
 from workbench.compare.compare import compare
@@ -118,9 +117,8 @@ def bench_of(
     info = workbench.model()
     neutral = read_prompts("neutral")[:NEUTRAL]
     tokenizer = load_tokenizer(info)
-    # The engine's window may be shorter than the model's.
-    window = min(info.window, 4096)
-    return Bench(engine, tokenizer, contrast.held_out, neutral, window, progress.cancelled)
+    held_out = contrast.held_out
+    return Bench(engine, tokenizer, held_out, neutral, info.served_window, progress.cancelled)
 
 
 def verify_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[str, Any]:
@@ -176,7 +174,8 @@ def train_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
     entry, vector, contrast = vector_of(workbench, p["vector"])
     dose = p.get("dose") or working_dose(workbench, entry)
     if p.get("random_direction"):
-        vector, digest = _random_like(workbench, vector, p["seed"])
+        vector = random_like(vector, 77_000 + p["seed"])
+        digest = workbench.library.put_vector(vector)
     else:
         digest = entry.digest
     engine = engine_of(workbench, progress)
@@ -246,19 +245,6 @@ def working_dose(workbench: Workbench, entry: Entry) -> float:
     if verdicts:
         return float(verdicts[-1]["working_dose"])
     return float(entry.info.get("suggested_dose", 0.2))
-
-
-def _random_like(
-    workbench: Workbench, vector: SteeringVector, seed: int
-) -> tuple[SteeringVector, str]:
-    best = vector.best_block
-    control = replace(
-        vector,
-        directions={best: random_direction(vector.width, 77_000 + seed)},
-        mean_norms={best: vector.mean_norms[best]},
-        info={"method": "random", "seed": seed},
-    )
-    return control, workbench.library.put_vector(control)
 
 
 def compare_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[str, Any]:

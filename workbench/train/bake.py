@@ -25,7 +25,7 @@ from workbench.data.contrast import ContrastPair
 from workbench.data.templates import context_ids
 from workbench.engines.base import Engine, Message, Request, Sampling
 from workbench.models.catalog import Model
-from workbench.models.loading import load_model
+from workbench.models.loading import load_model, load_tokenizer
 from workbench.runs.process import Progress
 from workbench.settings import package_version
 from workbench.train.batches import Decision
@@ -152,8 +152,6 @@ def write_decisions(
     progress: Progress,
 ) -> tuple[list[Decision], list[Decision]]:
     """Return decisions to learn and held-out ones, each with its share of replay."""
-    from workbench.models.loading import load_tokenizer  # noqa: PLC0415  # keeps the import graph flat
-
     tokenizer = load_tokenizer(info)
     asked = _training_prompts(pairs, prompts + HELD_OUT_DECISIONS, config.seed)
     replayed = [row["prompt"] for row in read_prompts("replay")]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from vectors.steering.controls import random_direction
+from vectors.steering.controls import random_like
 from vectors.steering.statistics import bootstrap_mean, permutation_p
 from vectors.store import Library
 from vectors.types import SteeringVector
@@ -128,7 +128,7 @@ def verify(
     changes: list[dict[str, float]] = []
     for number in range(controls):
         step(f"random direction {number + 1} of {controls}")
-        control = _random_like(vector, seed * 10_000 + number)
+        control = random_like(vector, seed * 10_000 + number)
         put = library.put_vector(control)
         change = _change(few.margins(steer=f"{put}={working.dose!r}"), base[:CONTROL_PAIRS])
         changes.append({"seed": float(number), "change": change})
@@ -212,17 +212,6 @@ def _working(rows: Sequence[Dose], budget: float, break_dose: float | None) -> D
         r for r in positive if r.kl <= budget and (break_dose is None or abs(r.dose) < break_dose)
     ]
     return max(whole, key=lambda r: r.dose) if whole else min(positive, key=lambda r: abs(r.dose))
-
-
-def _random_like(vector: SteeringVector, seed: int) -> SteeringVector:
-    """A random direction in the vector's best block, with the same norm at the same dose."""
-    best = vector.best_block
-    return replace(
-        vector,
-        directions={best: random_direction(vector.width, seed)},
-        mean_norms={best: vector.mean_norms[best]},
-        info={"method": "random", "seed": seed},
-    )
 
 
 def _rules(

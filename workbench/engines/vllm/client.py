@@ -12,7 +12,17 @@ from typing import Any
 import httpx
 
 from vectors.errors import EngineFailed, InputError, PromptTooLong, SteeringNotApplied
-from workbench.engines.base import BASE_WEIGHTS, Cancel, Receipt, Reply, Request, TokenTable
+from workbench.engines.base import (
+    BASE_WEIGHTS,
+    Cancel,
+    Pair,
+    Receipt,
+    Reply,
+    Request,
+    TokenTable,
+    never,
+)
+from workbench.engines.vllm.gate import HEADER
 from workbench.engines.vllm.paths import HELLO, RECEIPTS
 from workbench.engines.vllm.spec import STEER, STEER_ID, parse_request
 
@@ -21,13 +31,6 @@ __all__ = ["VllmEngine", "request_body"]
 BATCH = 16
 PARALLEL = 32
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
-
-Pair = tuple[Sequence[int], Sequence[int]]
-
-
-def never() -> bool:
-    """Nobody cancels."""
-    return False
 
 
 def request_body(
@@ -114,7 +117,7 @@ class VllmEngine:
                 if reply.status_code != 200:
                     reply.read()
                     raise _refusal(reply)
-                weights = reply.headers.get("x-workbench-weights", BASE_WEIGHTS)
+                weights = reply.headers.get(HEADER, BASE_WEIGHTS)
                 for event in _events(reply):
                     if event == "[DONE]":
                         ended = True
@@ -226,7 +229,7 @@ class VllmEngine:
             raise _lost(error, "") from error
         if reply.status_code != 200:
             raise _refusal(reply)
-        return reply.json(), reply.headers.get("x-workbench-weights", BASE_WEIGHTS)
+        return reply.json(), reply.headers.get(HEADER, BASE_WEIGHTS)
 
     def _prove(self, steer: str, receipt: str, cancelled: bool = False) -> Receipt | None:
         """Fetch the receipt, and fail where steering was asked for and nothing was steered."""
@@ -250,7 +253,7 @@ class VllmEngine:
 
 
 def _weights(weights: str) -> dict[str, str]:
-    return {"x-workbench-weights": weights}
+    return {HEADER: weights}
 
 
 def _table(row: Mapping[str, Mapping[str, float]] | None) -> dict[int, float]:

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BASE_WEIGHTS", "HEADER", "WeightGate"]
+from workbench.engines.base import BASE_WEIGHTS
 
-BASE_WEIGHTS = "base"
+__all__ = ["HEADER", "WeightGate"]
+
 HEADER = "x-workbench-weights"
 GUARDED = (
     "/v1/completions",

@@ -165,7 +165,7 @@ def _command(model: Model, port: int) -> list[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model.folder), "--served-model-name", model.name]
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    command += ["--max-model-len", str(min(model.window, 4096)), "--max-num-seqs", "64"]
+    command += ["--max-model-len", str(model.served_window), "--max-num-seqs", "64"]
     command += [
         "--max-logprobs",
         "1000",
