@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -38,6 +41,12 @@ class World:
             await self.turns.leave()
 
 
+def run(walk: Coroutine[Any, Any, None]) -> None:
+    """Run to the end, on a thread of its own: Playwright's loop goes on in this one for the session."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, asyncio.wait_for(walk, 20)).result()
+
+
 def test_every_request_runs_on_its_weights_and_none_starves():
     async def walk():
         world = World()
@@ -47,7 +56,7 @@ def test_every_request_runs_on_its_weights_and_none_starves():
         # Equal states run together: far fewer swaps than requests.
         assert sum(line.startswith("swap") for line in world.log) <= 6
 
-    asyncio.run(asyncio.wait_for(walk(), 20))
+    run(walk())
 
 
 def test_newcomers_of_the_old_state_wait_behind_a_swap():
@@ -61,7 +70,7 @@ def test_newcomers_of_the_old_state_wait_behind_a_swap():
         await asyncio.gather(first, swapped, late)
         assert world.log == ["base", "swap a", "a", "swap base", "base"]
 
-    asyncio.run(asyncio.wait_for(walk(), 20))
+    run(walk())
 
 
 def test_a_swap_that_fails_is_told_to_its_request_alone():
@@ -75,7 +84,7 @@ def test_a_swap_that_fails_is_told_to_its_request_alone():
         assert isinstance(results[1], RuntimeError)
         assert await world.ask("base") == "base"
 
-    asyncio.run(asyncio.wait_for(walk(), 20))
+    run(walk())
 
 
 @pytest.mark.parametrize("leave_after", [0.0, 0.002, 0.012])
@@ -91,4 +100,4 @@ def test_a_request_that_leaves_while_waiting_blocks_nobody(leave_after):
         assert await world.ask("b") == "b"
         assert world.turns.running == 0
 
-    asyncio.run(asyncio.wait_for(walk(), 20))
+    run(walk())
