@@ -105,6 +105,39 @@ def test_asked_twice_it_is_one_run(runs: Runs, busy: None) -> None:
     assert runs.start(KIND, PARAMETERS).id != first.id
 
 
+def test_a_killed_training_is_resumed_as_the_same_run(runs: Runs, busy: None) -> None:
+    view = runs.start("train", PARAMETERS)
+    until(lambda: runs.get(view.id).state.process)
+    os.kill(int(runs.get(view.id).state.process.split(":")[0]), signal.SIGKILL)
+    until(lambda: runs.get(view.id).ended)
+    assert f"runs resume {view.id}" in runs.get(view.id).state.error
+    (view.folder / "cancel").touch()
+    first = runs.get(view.id).state.process
+    assert runs.get(view.id).resumable
+    assert runs.resume(view.id).id == view.id
+    assert not runs.get(view.id).ended
+    until(lambda: runs.get(view.id).state.process not in ("", first))
+    assert runs.resume(view.id).id == view.id, "it is under way, so that is the run"
+    assert len(runs.list()) == 1
+    with pytest.raises(InputError, match="cancel it first"):
+        runs.delete(view.id)
+
+
+def test_what_cannot_be_resumed(runs: Runs) -> None:
+    with pytest.raises(NameNotFound):
+        runs.resume("train-nothing")
+    folder = a_run(runs, state="failed")
+    with pytest.raises(InputError, match="start it again"):
+        runs.resume(folder.name)
+    done = RunRecord(id=folder.name, kind="train", parameters=PARAMETERS, asked_at=1.0)
+    write_json(folder / "run.json", done.model_dump())
+    write_json(folder / "state.json", RunState(state="done").model_dump())
+    with pytest.raises(InputError, match="is done"):
+        runs.resume(folder.name)
+    runs.delete(folder.name)
+    assert not folder.exists()
+
+
 # -- records ----------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""A run on the page: progress, time left, cancel, log; found again after a reload.
+"""A run on the page: progress, time left, cancel, resume, log; found again after a reload.
 
 A run is a process of its own with a record on the disk, so that the page only looks: a browser that
 leaves stops nothing, and one that comes back attaches to the newest run of the tab's kind.
@@ -35,6 +35,7 @@ class RunPanel:
         self.notice = notice(f"{kind}-notice")
         self.bar = gr.HTML(visible=False, elem_id=f"{kind}-progress")
         self.cancel = gr.Button("Cancel", visible=False, elem_id=f"{kind}-cancel", size="sm")
+        self.resume = gr.Button("Resume", visible=False, elem_id=f"{kind}-resume", size="sm")
         with gr.Accordion(
             "What the run printed", open=False, visible=False, elem_id=f"{kind}-log"
         ) as self.log:
@@ -67,6 +68,13 @@ class RunPanel:
             api_visibility="private",
             **quiet,
         )
+        self.resume.click(
+            told(1 + len(everything))(self._resume),
+            inputs=self.run_id,
+            outputs=[self.notice, self.run_id, *everything],
+            api_visibility="private",
+            **quiet,
+        )
 
     def starts(
         self, button: gr.Button, parameters: Callable[..., dict[str, Any]], inputs: Sequence[Any]
@@ -89,7 +97,7 @@ class RunPanel:
 
     @property
     def _targets(self) -> list[Any]:
-        parts = [self.seen, self.bar, self.cancel, self.log, self.lines, self.timer]
+        parts = [self.seen, self.bar, self.cancel, self.resume, self.log, self.lines, self.timer]
         return [*parts, *self._outputs]
 
     def _attach(self) -> tuple[Any, ...]:
@@ -104,7 +112,7 @@ class RunPanel:
         try:
             view = self.session.wb.runs.get(run_id)
         except NameNotFound:
-            return (*[gr.skip()] * 5, gr.Timer(active=False), *[gr.skip()] * len(self._outputs))
+            return (*[gr.skip()] * 6, gr.Timer(active=False), *[gr.skip()] * len(self._outputs))
         return self._drawn(view, seen)
 
     def _drawn(self, view: Any, seen: str) -> tuple[Any, ...]:
@@ -125,11 +133,16 @@ class RunPanel:
             mark,
             say(bar),
             gr.update(visible=not view.ended, interactive=True),
+            gr.update(visible=view.resumable),
             gr.update(visible=bool(lines)),
             log_box(lines),
             gr.Timer(active=not view.ended),
             *rest,
         )
+
+    def _resume(self, run_id: str) -> tuple[Any, ...]:
+        view = self.session.wb.runs.resume(run_id)
+        return (view.id, *self._drawn(view, ""))
 
     def _cancel(self, run_id: str) -> Any:
         self.session.wb.runs.cancel(run_id)

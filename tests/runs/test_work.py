@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import time
 
 import pytest
 
 from vectors.errors import Cancelled, ContrastSetError, InputError, NameTaken, NotSteerable
+from workbench.train.lesson_file import load_lesson
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 SMALL = {"prompts": 12, "tokens": 8, "batch": 4}
@@ -65,6 +69,28 @@ def test_verify_train_compare_through_the_engine(extracted):
     entry = workbench.library.get("loop-baked")
     assert entry.info["vector"] == workbench.library.get("loop").digest
     assert entry.info["dose"] == 0.3 and "torch" in entry.info["versions"]
+
+
+def test_a_training_killed_on_the_way_goes_on_with_its_own_decisions(extracted):
+    workbench, _ = extracted
+    long = {**SMALL, "prompts": 40, "passes": 20}
+    view = workbench.start("train", name="loop-killed", vector="loop", dose=0.3, **long)
+    lesson = view.folder / "loop-killed.lesson.safetensors"
+    checkpoint = view.folder / "loop-killed.checkpoint.safetensors"
+    while not checkpoint.exists():
+        assert not workbench.runs.get(view.id).ended, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(int(workbench.runs.get(view.id).state.process.split(":")[0]), signal.SIGKILL)
+    written = load_lesson(lesson)["learnt"].decisions
+    workbench.runs.resume(view.id)
+    trained = workbench.runs.follow(view.id).result()
+    assert "decisions" not in trained["times"], "they were written again"
+    kept = json.loads(
+        workbench.library.read_file(workbench.library.get("loop-killed"), "decisions.json")
+    )
+    assert kept == [[list(d.context_ids), list(d.decision_ids), d.kind] for d in written]
+    assert trained["changed_share"] > 0
+    assert not lesson.exists() and not checkpoint.exists()
 
 
 def test_instructions_become_completions(extracted, tmp_path):

@@ -187,7 +187,7 @@ def _parameters(
 
 
 def _show(view: Any) -> tuple[Any, ...]:
-    events, found = view.events(), view.result()
+    events, found = _once(view.events()), view.result()
     steps = [event for event in events if event.get("kind") == "step"]
     held_out = [event for event in events if event.get("kind") == "held_out"]
     done = view.state.state == "done" and bool(found)
@@ -212,6 +212,12 @@ def _show(view: Any) -> tuple[Any, ...]:
             for row in held_out
         ],
     )
+
+
+def _once(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each step's newest measurement: a resumed run takes the steps after its checkpoint again."""
+    newest = {(event.get("kind"), event.get("step")): event for event in events}
+    return sorted(newest.values(), key=lambda event: event.get("step") or 0)
 
 
 def _now(steps: list[dict[str, Any]]) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List runs, show, follow or cancel one.")
+app = typer.Typer(help="List runs, show, follow, cancel, resume or delete one.")
 ROWS = {"run": "run", "state": "state", "done": "share", "asked": "asked", "words": ""}
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run of 'runs list'.")]
 
@@ -67,6 +67,21 @@ def cancel(session: Session, run: Run) -> None:
     view = session.wb.runs.cancel(run)
     words = f"{run} had ended." if view.ended else f"{run} is being cancelled."
     session.answer(_row(view), lambda out: out.print(words))
+
+
+@command(app, "resume")
+def resume(session: Session, run: Run) -> None:
+    """Let a stopped training go on from its last checkpoint, and follow it."""
+    view = session.wb.runs.resume(run)
+    result = session.follow(view.id)
+    session.answer(result, lambda out: draw_result(out, view.kind, result))
+
+
+@command(app, "delete")
+def delete(session: Session, run: Run) -> None:
+    """Delete the record of a run that has ended; what it put into the library stays."""
+    session.wb.runs.delete(run)
+    session.answer({"deleted": run}, lambda out: out.print(f"{run} is deleted."))
 
 
 def _row(view: RunView) -> dict[str, Any]:

@@ -16,8 +16,15 @@ from typing import Any
 
 from filelock import FileLock
 
-from vectors.errors import Cancelled, NameNotFound, OutOfSpace, RunFailed, error_named
-from workbench.runs.record import RunRecord, RunView, read_run, write_json
+from vectors.errors import (
+    Cancelled,
+    InputError,
+    NameNotFound,
+    OutOfSpace,
+    RunFailed,
+    error_named,
+)
+from workbench.runs.record import RESUMABLE, RunRecord, RunState, RunView, read_run, write_json
 from workbench.settings import Home
 
 __all__ = ["Runs"]
@@ -48,24 +55,74 @@ class Runs:
             try:
                 folder.mkdir()
                 write_json(folder / "run.json", record.model_dump())
-                log = open(folder / "log.txt", "w")  # noqa: SIM115  # inherited by the child
+                self._launch(folder)
             except OSError as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise OutOfSpace(
                     f"The run cannot be recorded in {self.home.runs} ({error.strerror}); "
                     "free space."
                 ) from error
-            environment = {"WORKBENCH_HOME": str(self.home.root), "PYTHONUNBUFFERED": "1"}
-            with log:
-                subprocess.Popen(
-                    [sys.executable, "-m", "workbench.runs.process", str(folder)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **environment},
-                    start_new_session=True,
-                )
         return read_run(folder)
+
+    def _launch(self, folder: Path) -> None:
+        environment = {"WORKBENCH_HOME": str(self.home.root), "PYTHONUNBUFFERED": "1"}
+        with open(folder / "log.txt", "a") as log:
+            subprocess.Popen(
+                [sys.executable, "-m", "workbench.runs.process", str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+
+    def resume(self, run_id: str) -> RunView:
+        """Let a training that failed, was cancelled or was killed go on from its last checkpoint.
+
+        Decisions that were written and steps that were saved are not done again, and the weights
+        at the end are those of a run that was never stopped. The same work that is under way in
+        another run is returned instead.
+
+        Raises:
+            NameNotFound: no such run.
+            InputError: a run that is done, or of a kind that keeps nothing to go on from.
+            OutOfSpace: its folder cannot be written.
+        """
+        with FileLock(self.home.runs / ".start.lock"):
+            view = self.get(run_id)
+            if view.kind not in RESUMABLE:
+                raise InputError(
+                    f"A run of kind '{view.kind}' starts anew each time; start it again."
+                )
+            if view.state.state == "done":
+                raise InputError(f"The run {run_id} is done; see 'workbench runs show {run_id}'.")
+            for other in self.list():
+                same = other.kind == view.kind and other.record.parameters == view.record.parameters
+                if same and not other.ended:
+                    return other
+            try:
+                (view.folder / "cancel").unlink(missing_ok=True)
+                # Without a process in it, the state says that one is being started.
+                write_json(view.folder / "state.json", RunState(asked_at=time.time()).model_dump())
+                self._launch(view.folder)
+            except OSError as error:
+                raise OutOfSpace(
+                    f"The run {run_id} cannot be written ({error.strerror}); free space."
+                ) from error
+        return read_run(view.folder)
+
+    def delete(self, run_id: str) -> None:
+        """Delete the folder of a run that has ended; what it put into the library stays.
+
+        Raises:
+            NameNotFound: no such run.
+            InputError: it is still under way.
+        """
+        with FileLock(self.home.runs / ".start.lock"):
+            view = self.get(run_id)
+            if not view.ended:
+                raise InputError(f"The run {run_id} is under way; cancel it first.")
+            shutil.rmtree(view.folder, ignore_errors=True)
 
     def list(self) -> list[RunView]:
         """All runs, newest first."""

@@ -21,10 +21,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vectors.errors import NameNotFound
 from workbench.engines.vllm.watchdog import is_alive
 
-__all__ = ["ENDED", "RunRecord", "RunState", "RunView", "read_run", "write_json"]
+__all__ = ["ENDED", "RESUMABLE", "RunRecord", "RunState", "RunView", "read_run", "write_json"]
 
 State = Literal["queued", "waiting", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
+RESUMABLE = ("train",)
+"""Kinds that keep what they did in their folder, so that `Runs.resume` goes on from there."""
 START_LIMIT = 30.0
 
 
@@ -39,9 +41,10 @@ class RunRecord(BaseModel):
 
 
 class RunState(BaseModel):
-    """How far it is; replaced as it goes."""
+    """How far it is; replaced as it goes. `asked_at` is when it was resumed, 0 if it never was."""
 
     model_config = ConfigDict(frozen=True)
+    asked_at: float = 0.0
     state: State = "queued"
     process: str = ""
     share: float = 0.0
@@ -74,6 +77,11 @@ class RunView(BaseModel):
     def ended(self) -> bool:
         """Whether nothing more will happen."""
         return self.state.state in ENDED
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it has stopped before its end and can go on from there."""
+        return self.kind in RESUMABLE and self.state.state in ("failed", "cancelled")
 
     @property
     def seconds(self) -> float:
@@ -142,12 +150,19 @@ def read_run(folder: Path) -> RunView:
         state = state.model_copy(
             update={
                 "state": "failed",
-                "error": "The run's process was killed before it ended; start it again.",
+                "error": _killed(record),
                 "error_kind": "RunFailed",
                 "ended_at": state.ended_at or state.started_at,
             }
         )
     return RunView(record=record, state=state, folder=folder)
+
+
+def _killed(record: RunRecord) -> str:
+    advice = "start it again"
+    if record.kind in RESUMABLE:
+        advice = f"it goes on where it was by 'workbench runs resume {record.id}'"
+    return f"The run's process was killed before it ended; {advice}."
 
 
 def _read_state(folder: Path) -> RunState:
@@ -162,5 +177,5 @@ def _is_gone(record: RunRecord, state: RunState) -> bool:
     if state.state in ENDED:
         return False
     if not state.process:
-        return time.time() - record.asked_at > START_LIMIT
+        return time.time() - max(record.asked_at, state.asked_at) > START_LIMIT
     return not is_alive(state.process)

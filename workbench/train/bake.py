@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from workbench.settings import package_version
 from workbench.train.batches import Decision
 from workbench.train.config import TrainConfig
 from workbench.train.lesson import Lesson
+from workbench.train.lesson_file import load_lesson, save_lesson
 from workbench.train.loop import StepRecord, TrainResult, train
 from workbench.train.teacher import targets
 from workbench.verify.measure import read_prompts
@@ -85,22 +87,26 @@ def bake(
     """
     times: dict[str, float] = {}
     clock = time.monotonic()
-    steer = f"{vector_digest}={dose!r}"
-    decisions, held = write_decisions(
-        engine, info, steer, pairs, prompts, tokens, config, progress.part(0.0, 0.35)
-    )
-    times["decisions"], clock = time.monotonic() - clock, time.monotonic()
-
-    progress(0.35, "loading the model")
+    progress(0.0, "loading the model")
     loaded = load_model(info)
     base: dict[str, Tensor] = {k: v.clone() for k, v in loaded.model.state_dict().items()}
-    additions = {vector.best_block: vector.addition(vector.best_block, dose)}
-    both = [*decisions, *held]
-    soft = targets(loaded.model, both, additions, config.top_k, 8, progress.part(0.36, 0.5))
-    lesson, exam = Lesson(decisions, soft[: len(decisions)]), Lesson(held, soft[len(decisions) :])
-    times["targets"], clock = time.monotonic() - clock, time.monotonic()
 
-    result = _train(loaded.model, lesson, exam, config, progress.part(0.5, 0.95))
+    kept = _Kept.of(progress.folder, name)
+    lessons = kept.lessons()
+    if lessons is None:
+        steer = f"{vector_digest}={dose!r}"
+        learnt, held = write_decisions(
+            engine, info, steer, pairs, prompts, tokens, config, progress.part(0.01, 0.35)
+        )
+        times["decisions"], clock = time.monotonic() - clock, time.monotonic()
+        additions = {vector.best_block: vector.addition(vector.best_block, dose)}
+        both, cut = [*learnt, *held], len(learnt)
+        soft = targets(loaded.model, both, additions, config.top_k, 8, progress.part(0.35, 0.5))
+        lessons = kept.keep(Lesson(learnt, soft[:cut]), Lesson(held, soft[cut:]))
+        times["targets"], clock = time.monotonic() - clock, time.monotonic()
+    lesson, exam = lessons
+
+    result = _train(loaded.model, lesson, exam, config, progress.part(0.5, 0.95), kept.checkpoint)
     times["training"], clock = time.monotonic() - clock, time.monotonic()
 
     progress(0.96, "keeping the task vector")
@@ -114,7 +120,7 @@ def bake(
         "dose": dose,
         "block": vector.best_block,
         "model": info.name,
-        "decisions": len(decisions),
+        "decisions": len(lesson.decisions),
         "tokens": tokens,
         "config": config.model_dump(),
         "changed_share": share,
@@ -129,16 +135,17 @@ def bake(
         before,
         tuned,
         info=info_json,
-        files={"decisions.json": _as_json(decisions)},
+        files={"decisions.json": _as_json(lesson.decisions)},
         parents=parents,
     )
     times["keeping"] = time.monotonic() - clock
+    kept.drop()
     losses = [
         {"steered": x.steered, "general": x.general}
         for x in (result.before, result.after)
         if x is not None
     ]
-    return Baked(entry, share, len(decisions), losses, times)
+    return Baked(entry, share, len(lesson.decisions), losses, times)
 
 
 def write_decisions(
@@ -216,8 +223,46 @@ def _answers(
     return found
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What a run keeps until its end, so that one that was killed goes on where it was."""
+
+    lesson: Path | None
+    checkpoint: Path | None
+
+    @classmethod
+    def of(cls, folder: Path | None, name: str) -> _Kept:
+        # By name, because one run may train several times.
+        if folder is None:
+            return cls(None, None)
+        files = (folder / f"{name}.{what}.safetensors" for what in ("lesson", "checkpoint"))
+        return cls(*files)
+
+    def lessons(self) -> tuple[Lesson, Lesson] | None:
+        """The decisions to learn and the held-out ones, where they were written before."""
+        if self.lesson is None or not self.lesson.exists():
+            return None
+        found = load_lesson(self.lesson)
+        return found["learnt"], found["held_out"]
+
+    def keep(self, learnt: Lesson, held_out: Lesson) -> tuple[Lesson, Lesson]:
+        if self.lesson is not None:
+            save_lesson(self.lesson, {"learnt": learnt, "held_out": held_out})
+        return learnt, held_out
+
+    def drop(self) -> None:
+        for file in (self.lesson, self.checkpoint):
+            if file is not None:
+                file.unlink(missing_ok=True)
+
+
 def _train(
-    model: Any, lesson: Lesson, exam: Lesson, config: TrainConfig, progress: Progress
+    model: Any,
+    lesson: Lesson,
+    exam: Lesson,
+    config: TrainConfig,
+    progress: Progress,
+    checkpoint: Path | None,
 ) -> TrainResult:
     def on_step(record: StepRecord) -> None:
         progress.event(
@@ -241,7 +286,6 @@ def _train(
             f"training, step {record.step} of {record.steps}, loss {record.loss:.3f}",
         )
 
-    folder = progress.folder
     return train(
         model,
         lesson.decisions,
@@ -250,7 +294,7 @@ def _train(
         held_out=exam,
         on_step=on_step,
         cancelled=progress.cancelled,
-        checkpoint=None if folder is None else folder / "checkpoint.safetensors",
+        checkpoint=checkpoint,
     )
 
 
