@@ -60,7 +60,7 @@ def test_defaults_are_filled_in_and_plain(kind: str, workbench: Workbench) -> No
 def test_the_defaults_of_training(workbench: Workbench) -> None:
     found = checked("train", TRAIN, workbench)
     assert (found["optimizer"], found["targets"], found["tier"]) == ("apollo", "soft", 2)
-    assert (found["replay"], found["learning_rate"], found["prompts"]) == (0.25, 5e-5, 240)
+    assert (found["replay"], found["learning_rate"], found["prompts"]) == (0.25, 1e-4, 150)
     assert (found["passes"], found["tokens"], found["rank"], found["batch"]) == (1, 48, 256, 6)
     assert found["dose"] is None and found["random_direction"] is False
 

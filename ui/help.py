@@ -63,6 +63,10 @@ WORDS: dict[str, str] = {
     "replay": "Share of ordinary text mixed in, so that nothing else is forgotten.",
     "learning rate": "The size of a step. Larger learns faster and damages more.",
     "prompts": "How many prompts the steered model answers to make the lesson.",
+    "read pairs": (
+        "How the steered model reads both sides of the training pairs is learnt as well. Without it "
+        "the weights learn what to say, and hardly what to leave unsaid."
+    ),
     "passes": "How often the lesson is gone through.",
     "tokens": "The length of each lesson reply, in tokens.",
     "compare prompts": "One prompt a line; each is answered by all three.",

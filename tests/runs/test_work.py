@@ -14,7 +14,7 @@ from vectors.errors import Cancelled, ContrastSetError, InputError, NameTaken, N
 from workbench.train.lesson_file import load_lesson
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
-SMALL = {"prompts": 12, "tokens": 8, "batch": 4}
+SMALL = {"prompts": 12, "tokens": 8, "batch": 4, "read_pairs": False}
 
 
 @pytest.fixture(scope="module")

@@ -261,9 +261,13 @@ def test_a_failure_of_ours_shows_no_traceback(caplog: pytest.LogCaptureFixture) 
         ("verify", ["v", 19, "0.1, x"], "must be a number"),
         ("verify", ["v", None, ""], "number of random directions"),
         ("verify", ["nothing-there", 19, ""], "nothing-there"),
-        ("train", [None, "", "", "apollo", "soft", 0.25, "5e-5", 8, 1, 8, 0], "Choose a steering"),
+        (
+            "train",
+            [None, "", "", "apollo", "soft", 0.25, "1e-4", True, 8, 1, 8, 0],
+            "Choose a steering",
+        ),
         ("train", ["v", "", "", "apollo", "soft", 0.25, "", 8, 1, 8, 0], "learning rate"),
-        ("train", ["v", "", "", "apollo", "soft", 0.25, "1e-5", 8, None, 8, 0], "passes"),
+        ("train", ["v", "", "", "apollo", "soft", 0.25, "1e-5", True, 8, None, 8, 0], "passes"),
         (
             "train",
             ["v", "", "lots", "apollo", "soft", 0.25, "1e-5", 8, 1, 8, 0],

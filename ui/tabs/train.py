@@ -130,7 +130,7 @@ def _settings() -> list[Any]:
                 buttons=[],
             )
             rate = gr.Textbox(
-                "5e-5",
+                "1e-4",
                 label="Learning rate",
                 info=help_for("learning rate"),
                 elem_id="train-learning-rate",
@@ -146,13 +146,19 @@ def _settings() -> list[Any]:
                     elem_id=f"train-{word}",
                 )
                 for word, label, value, least in (
-                    ("prompts", "Prompts", 240, 1),
+                    ("prompts", "Prompts", 150, 1),
                     ("passes", "Passes", 1, 1),
                     ("tokens", "Tokens a reply", 48, 1),
                     ("seed", "Seed", 0, 0),
                 )
             ]
-    return [optimizer, targets, replay, rate, *numbers]
+        read_pairs = gr.Checkbox(
+            True,
+            label="Learn from the set's own texts, too",
+            info=help_for("read pairs"),
+            elem_id="train-read-pairs",
+        )
+    return [optimizer, targets, replay, rate, read_pairs, *numbers]
 
 
 def _parameters(
@@ -163,13 +169,14 @@ def _parameters(
     targets: str,
     replay: float,
     rate: str,
+    read_pairs: bool,
     *numbers: float | None,
 ) -> dict[str, Any]:
     if not vector:
         raise InputError("Choose a steering vector first; the Extract tab makes one.")
     learning_rate, wanted = as_number(rate, "learning rate"), as_number(dose, "dose")
     if learning_rate is None:
-        raise InputError("Give a learning rate; 5e-5 is a good start.")
+        raise InputError("Give a learning rate; 1e-4 is a good start.")
     named = dict(zip(("prompts", "passes", "tokens", "seed"), numbers, strict=True))
     missing = next((word for word, value in named.items() if value is None), None)
     if missing:
@@ -181,6 +188,7 @@ def _parameters(
         "targets": targets,
         "replay": float(replay),
         "learning_rate": learning_rate,
+        "read_pairs": bool(read_pairs),
         **{word: int(value) for word, value in named.items() if value is not None},
         **({} if wanted is None else {"dose": wanted}),
     }

@@ -70,8 +70,11 @@ def train(
         str, typer.Option(help="soft: the teacher's distributions; tokens: its tokens.")
     ] = "soft",
     replay: Annotated[float, typer.Option(help="Share of unsteered text, 0 to 0.9.")] = 0.25,
-    learning_rate: Annotated[float, typer.Option(help="1e-5 to 1e-4 works.")] = 5e-5,
-    prompts: Annotated[int, typer.Option(help="Prompts that the teacher answers.")] = 240,
+    learning_rate: Annotated[float, typer.Option(help="5e-5 to 2e-4 works.")] = 1e-4,
+    prompts: Annotated[int, typer.Option(help="Prompts that the steered model answers.")] = 150,
+    read_pairs: Annotated[
+        bool, typer.Option(help="Learn how the steered model reads the set's own pairs, too.")
+    ] = True,
     passes: Annotated[int, typer.Option(help="Times that each decision is used.")] = 1,
     tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 48,
     tier: Annotated[
@@ -88,7 +91,8 @@ def train(
         raise InputError("Name the vector to train in, with --vector.")
     options: dict[str, Any] = {"name": name, "vector": vector, "dose": dose, "tier": tier}
     options |= {"optimizer": optimizer, "targets": targets, "replay": replay, "passes": passes}
-    options |= {"learning_rate": learning_rate, "prompts": prompts, "tokens": tokens, "seed": seed}
+    options |= {"learning_rate": learning_rate, "prompts": prompts, "read_pairs": read_pairs}
+    options |= {"tokens": tokens, "seed": seed}
     _run(session, "train", detach, **options)
 
 
@@ -113,7 +117,7 @@ def compare(
 
 def demo(
     session: Session,
-    prompts: Annotated[int, typer.Option(help="Prompts that the teacher answers.")] = 240,
+    prompts: Annotated[int, typer.Option(help="Prompts that the steered model answers.")] = 150,
     controls: Annotated[int, typer.Option(help="Random directions to beat.")] = 19,
     seed: Seed = 0,
     detach: Detach = False,

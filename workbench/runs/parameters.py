@@ -79,8 +79,9 @@ class Train(_Parameters):
     optimizer: Literal["apollo", "adamw", "sgd"] = "apollo"
     targets: Literal["soft", "tokens"] = "soft"
     replay: float = Field(0.25, ge=0, le=0.9)
-    learning_rate: float = Field(5e-5, gt=0, le=0.1)
-    prompts: Prompts = 240
+    learning_rate: float = Field(1e-4, gt=0, le=0.1)
+    prompts: Prompts = 150
+    read_pairs: bool = True
     passes: int = Field(1, ge=1, le=20)
     tokens: int = Field(48, ge=4, le=512)
     rank: int = Field(256, ge=1, le=65_536)
@@ -105,7 +106,7 @@ class Compare(_Parameters):
 class Demo(_Parameters):
     """The whole loop; names of what it keeps start with `prefix`."""
 
-    prompts: Prompts = 240
+    prompts: Prompts = 150
     controls: Controls = 19
     seed: Seed = 0
     random: bool = True

@@ -204,6 +204,7 @@ def train_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
             pairs=contrast.train,
             prompts=p["prompts"],
             tokens=p["tokens"],
+            read_pairs=p["read_pairs"],
             config=config,
             progress=progress.part(0.02, 0.9),
             provenance={"parameters": p, "contrast": entry.info.get("contrast", {})},

@@ -1,6 +1,7 @@
 """Train a steering vector into the weights: decisions, targets, training, task vector.
 
 write     the steered engine answers the training prompts; the plain one the replay prompts
+read      both sides of the contrast set's training pairs, as texts that nobody steered wrote
 teach     the base with the vector on says what it would have said at every token
 train     the plain model learns that, its context frozen
 keep      what changed becomes a task vector, with everything that led to it
@@ -23,7 +24,7 @@ from vectors.errors import RunFailed
 from vectors.store import Entry, Library
 from vectors.types import SteeringVector
 from workbench.data.contrast import ContrastPair
-from workbench.data.templates import context_ids
+from workbench.data.templates import context_ids, sample
 from workbench.engines.base import Engine, Message, Request, Sampling
 from workbench.models.catalog import Model
 from workbench.models.loading import load_model, load_tokenizer
@@ -34,6 +35,7 @@ from workbench.train.config import TrainConfig
 from workbench.train.lesson import Lesson
 from workbench.train.lesson_file import load_lesson, save_lesson
 from workbench.train.loop import StepRecord, TrainResult, train
+from workbench.train.rounding import stochastic_round
 from workbench.train.teacher import targets
 from workbench.verify.measure import read_prompts
 
@@ -67,6 +69,7 @@ def bake(
     pairs: Sequence[ContrastPair],
     prompts: int,
     tokens: int,
+    read_pairs: bool,
     config: TrainConfig,
     progress: Progress,
     provenance: dict[str, Any],
@@ -78,8 +81,9 @@ def bake(
         info: the base on the disk.
         engine: writes the decisions; it goes on serving meanwhile.
         pairs: training pairs, whose prompts come first among the training prompts.
-        prompts: how many decisions are learnt.
-        tokens: length of a decision.
+        prompts: how many decisions the steered engine writes.
+        tokens: length of such a decision.
+        read_pairs: learn what the steered model says at each token of `pairs`, too, both sides.
         parents: digests that the task vector comes from.
 
     Raises:
@@ -98,6 +102,8 @@ def bake(
         learnt, held = write_decisions(
             engine, info, steer, pairs, prompts, tokens, config, progress.part(0.01, 0.35)
         )
+        if read_pairs:
+            learnt = [*learnt, *_texts_of(load_tokenizer(info), pairs)]
         times["decisions"], clock = time.monotonic() - clock, time.monotonic()
         additions = {vector.best_block: vector.addition(vector.best_block, dose)}
         both, cut = [*learnt, *held], len(learnt)
@@ -111,7 +117,7 @@ def bake(
 
     progress(0.96, "keeping the task vector")
     dtype = _stored_dtype(info)
-    tuned = {key: value.to(dtype) for key, value in result.weights.items()}
+    tuned = _stored(result.weights, dtype, config.seed)
     before = {key: base[key].to(dtype) for key in tuned}
     changed = sum(int((tuned[k] != before[k]).sum()) for k in tuned)
     share = changed / sum(t.numel() for t in before.values())
@@ -122,6 +128,7 @@ def bake(
         "model": info.name,
         "decisions": len(lesson.decisions),
         "tokens": tokens,
+        "read_pairs": read_pairs,
         "config": config.model_dump(),
         "changed_share": share,
         "versions": {
@@ -296,6 +303,37 @@ def _train(
         cancelled=progress.cancelled,
         checkpoint=checkpoint,
     )
+
+
+def _texts_of(tokenizer: Any, pairs: Sequence[ContrastPair]) -> list[Decision]:
+    """Both sides of each pair, to be learnt as the steered model reads them.
+
+    The engine's own decisions show what the direction leads to, and none of what it leads away
+    from; without these texts that half is learnt poorly (docs/adr/0008).
+    """
+    end = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+    found = []
+    for number, pair in enumerate(pairs):
+        for text in (pair.positive, pair.negative):
+            made = sample(tokenizer, pair.prompt, text)
+            found.append(Decision(made.context, (*made.completion, *end), "steered", number))
+    return found
+
+
+def _stored(weights: dict[str, Tensor], dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
+    """The trained weights as the checkpoint stores them.
+
+    Most updates are smaller than the spacing of bfloat16. Rounding to nearest would lose them, and
+    with them a sixth of the effect; rounding at random keeps them on average (docs/adr/0009).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rounded = dtype == torch.bfloat16
+    return {
+        key: stochastic_round(value.cpu(), generator)
+        if rounded and value.dtype == torch.float32
+        else value.to(dtype)
+        for key, value in weights.items()
+    }
 
 
 def _stored_dtype(info: Model) -> torch.dtype:

@@ -16,7 +16,7 @@ class TrainConfig(BaseModel):
     """How decisions are learnt. The embedding and the output matrix never move.
 
     Args:
-        learning_rate: with APOLLO and AdamW 1e-5 to 1e-4.
+        learning_rate: with APOLLO and AdamW 5e-5 to 2e-4.
         optimizer: "apollo", "adamw" or "sgd".
         rank: APOLLO's.
         batch: steered decisions of one step; replay comes on top.
@@ -34,7 +34,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    learning_rate: float = Field(5e-5, gt=0, le=1)
+    learning_rate: float = Field(1e-4, gt=0, le=1)
     optimizer: Literal["apollo", "adamw", "sgd"] = "apollo"
     rank: int = Field(256, ge=1)
     batch: int = Field(6, ge=1, le=4096)
