@@ -2,11 +2,15 @@
 
 from vectors.tasks.delta import Change, decode_xor, delta, encode_xor, measure
 from vectors.tasks.linear import combine
+from vectors.tasks.merge import merge
 from vectors.tasks.recipes import Recipe
+from vectors.tasks.registry import METHODS, Method, method_named
 from vectors.tasks.weights import materialise
 
 __all__ = [
+    "METHODS",
     "Change",
+    "Method",
     "Recipe",
     "combine",
     "decode_xor",
@@ -14,4 +18,6 @@ __all__ = [
     "encode_xor",
     "materialise",
     "measure",
+    "merge",
+    "method_named",
 ]

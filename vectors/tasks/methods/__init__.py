@@ -1,0 +1,1 @@
+"""The merge methods, one a file; `vectors.tasks.registry` lists them."""
