@@ -20,7 +20,8 @@ from vectors.errors import (
     ShapeMismatch,
 )
 from vectors.store import Checkpoint, Entry, Library, base_digest
-from vectors.tasks import Recipe, combine, materialise, weights
+from vectors.tasks import METHODS, Operation, Recipe, combine, delta, materialise, merge, weights
+from vectors.tasks.arithmetic import without
 
 SHARDS = {"a": "model-1.safetensors", "b": "model-2.safetensors", "frozen": "model-2.safetensors"}
 
@@ -99,6 +100,75 @@ def test_removal_is_exact(library: Library, base: Path, tmp_path: Path) -> None:
     assert base_digest(without) == base_digest(checkpoint(tmp_path / "tuned", tensors(1)))
     nothing = materialise(library, recipe(base), base, tmp_path / "none")
     assert base_digest(nothing) == base_digest(base)
+
+
+def floats(seed: int) -> dict[str, torch.Tensor]:
+    return {**tensors(seed), "frozen": tensors(0)["frozen"]}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_is_the_merge_of_the_deltas(
+    library: Library, base: Path, tmp_path: Path, method: str
+) -> None:
+    digest, weights = base_digest(base), {1: 1.0, 2: -0.5, 3: 0.7}
+    entries = {s: library.save_task(f"t{s}", digest, Checkpoint(base), floats(s)) for s in weights}
+    partial = {"b": tensors(4)["b"]}  # one that leaves a tensor alone
+    entries[4] = library.save_task("t4", digest, Checkpoint(base), partial)
+    weights[4] = 1.0
+    op = Operation.of(method, {"density": 0.6} if method == "ties" else {})
+    terms = tuple((entries[s].digest, w) for s, w in weights.items())
+    made = Recipe(op=op, base=digest, terms=terms)
+    library.save_recipe("mix", made)
+    assert library.load_recipe("mix")[1] == made
+    out = load_file(materialise(library, made, base, tmp_path / "out") / "model.safetensors")
+    start = tensors(0)
+    moved = {s: ("a", "b") if s != 4 else ("b",) for s in weights}
+    deltas = {
+        entries[s].digest: (w, {n: delta(start[n], tensors(s)[n]) for n in moved[s]})
+        for s, w in weights.items()
+    }
+    for name, x in merge(method, deltas, op.options).items():
+        expected = torch.where(x == 0, start[name], (start[name].float() + x).to(start[name].dtype))
+        assert torch.equal(out[name], expected)
+    assert torch.equal(out["frozen"], start["frozen"])
+
+
+def test_removal_is_exact_whatever_the_method(library: Library, base: Path, tmp_path: Path) -> None:
+    digest = base_digest(base)
+    one, two, three = (
+        library.save_task(f"t{s}", digest, Checkpoint(base), floats(s)).digest for s in (1, 2, 3)
+    )
+    for method in METHODS:
+        op = Operation.of(method, {})
+        both = Recipe(op=op, base=digest, terms=((one, 1.0), (two, -0.5)))
+        all_three = Recipe(op=op, base=digest, terms=(*both.terms, (three, 2.0)))
+        assert without(all_three, three).digest == both.digest
+        folders = [tmp_path / f"{method}-{i}" for i in range(2)]
+        materialise(library, both, base, folders[0])
+        materialise(library, without(all_three, three), base, folders[1])
+        assert base_digest(folders[0]) == base_digest(folders[1])
+        # These two point away from each other, so model stock stays at the base.
+        assert (base_digest(folders[0]) == digest) == (method == "model-stock")
+
+
+def test_ties_of_one_task_at_density_one_is_the_tuned_checkpoint(
+    library: Library, base: Path, tmp_path: Path
+) -> None:
+    digest = base_digest(base)
+    task = library.save_task("t1", digest, Checkpoint(base), floats(1)).digest
+    recipe = Recipe(op=Operation.of("ties", {"density": 1}), base=digest, terms=((task, 1.0),))
+    target = materialise(library, recipe, base, tmp_path / "out")
+    assert base_digest(target) == base_digest(checkpoint(tmp_path / "tuned", floats(1)))
+
+
+def test_integers_are_not_merged(library: Library, base: Path, tmp_path: Path) -> None:
+    digest, state = base_digest(base), {**tensors(1), "frozen": torch.arange(3) + 1}
+    task = library.save_task("t", digest, Checkpoint(base), state).digest
+    for method in ("ties", "dare"):
+        recipe = Recipe(op=Operation.of(method, {}), base=digest, terms=((task, 1.0),))
+        with pytest.raises(ShapeMismatch, match="integers cannot be merged"):
+            materialise(library, recipe, base, tmp_path / method)
+        assert not (tmp_path / method).exists()
 
 
 def test_shards_stay_shards(library: Library, tmp_path: Path) -> None:

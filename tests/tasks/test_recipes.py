@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from vectors.errors import GrammarError, ShapeMismatch
-from vectors.tasks import Recipe, combine, linear
+from vectors.errors import GrammarError, InputError, ModelMismatch, NameNotFound, ShapeMismatch
+from vectors.tasks import METHODS, Operation, Recipe, combine, linear
+from vectors.tasks.arithmetic import add, analogy, merged_by, negate, reweight, scale, without
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
@@ -92,3 +95,46 @@ def test_integers_are_not_mixed() -> None:
     with pytest.raises(ShapeMismatch, match="weight 1"):
         combine(base, [(0.5, base + 1)])
     assert torch.equal(combine(base, [(1.0, base + 1)]), base + 1)
+
+
+def test_a_recipe_names_a_method_with_all_of_its_options() -> None:
+    recipe = Recipe.model_validate({"op": "ties", "base": C, "terms": [[A, 1], [B, -0.5]]})
+    spelt = Operation.of("ties", {"density": 0.2, "scope": "global"})
+    assert recipe == Recipe(op=spelt, base=C, terms=((B, -0.5), (A, 1.0)))
+    assert set(recipe.op.options) == set(METHODS["ties"].parameters.model_fields)
+    assert Recipe.model_validate_json(recipe.to_json()) == recipe
+    assert recipe.to_json().startswith(b'{"base":"' + C.encode() + b'","compute_dtype":"float32",')
+    assert recipe.digest.startswith("7fce3d6d82ca2af7")
+    assert recipe.digest != Recipe(op=Operation.of("ties", {"density": 0.3}), **plain()).digest
+
+
+def plain() -> dict[str, Any]:
+    return {"base": C, "terms": ((A, 1.0), (B, -0.5))}
+
+
+def test_methods_and_options_are_checked() -> None:
+    with pytest.raises(NameNotFound, match="no merge method 'slerp'"):
+        Recipe.model_validate({"op": "slerp", **plain()})
+    with pytest.raises(InputError, match="option density of 'ties' cannot be '2'"):
+        Recipe.model_validate({"op": {"method": "ties", "options": {"density": 2}}, **plain()})
+    with pytest.raises(InputError, match="'linear' has no option 'scale'; it has none"):
+        Recipe.model_validate({"op": {"method": "linear", "options": {"scale": 2}}, **plain()})
+
+
+def test_arithmetic_gives_recipes() -> None:
+    a, b, c = (Recipe(base=C, terms=((x, 1.0),)) for x in (A, B, C))
+    assert analogy(a, b, c).terms == ((A, -1.0), (B, 1.0), (C, 1.0))
+    assert add(a, a, negate(b)).terms == ((A, 2.0), (B, -1.0))
+    assert add(a, negate(a)).terms == ()
+    assert without(add(a, b), A) == b
+    assert reweight(add(a, b), B, 0.5).terms == ((A, 1.0), (B, 0.5))
+    merged = merged_by(Operation.of("ties", {"scale": 0.5}), a, b)
+    assert scale(merged, 3.0).op.options["scale"] == 1.5
+    assert negate(negate(merged)) == merged
+    assert without(merged, A) == merged_by(Operation.of("ties", {"scale": 0.5}), b)
+    with pytest.raises(InputError, match="of the method 'ties' cannot be added"):
+        add(a, merged)
+    with pytest.raises(ModelMismatch, match="recipes of one base"):
+        add(a, Recipe(base=A, terms=()))
+    with pytest.raises(NameNotFound, match="has no term cccccccccccc"):
+        without(merged, C)

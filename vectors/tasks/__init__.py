@@ -3,7 +3,7 @@
 from vectors.tasks.delta import Change, decode_xor, delta, encode_xor, measure
 from vectors.tasks.linear import combine
 from vectors.tasks.merge import merge
-from vectors.tasks.recipes import Recipe
+from vectors.tasks.recipes import Operation, Recipe
 from vectors.tasks.registry import METHODS, Method, method_named
 from vectors.tasks.weights import materialise
 
@@ -11,6 +11,7 @@ __all__ = [
     "METHODS",
     "Change",
     "Method",
+    "Operation",
     "Recipe",
     "combine",
     "decode_xor",

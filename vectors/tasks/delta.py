@@ -19,7 +19,16 @@ from torch import Tensor
 
 from vectors.errors import ShapeMismatch, StoreCorrupt
 
-__all__ = ["Change", "check_alike", "decode_xor", "delta", "encode_xor", "measure", "raw_bytes"]
+__all__ = [
+    "Change",
+    "check_alike",
+    "decode_xor",
+    "delta",
+    "encode_xor",
+    "measure",
+    "raw_bytes",
+    "raw_view",
+]
 
 LEVEL = 3
 LANES = 1024
@@ -110,6 +119,11 @@ def decode_xor(base: Tensor, payload: bytes) -> Tensor:
 def raw_bytes(tensor: Tensor) -> bytes:
     """Return the elements as they stand in a safetensors file: row-major, little-endian."""
     return _bits(tensor).tobytes()
+
+
+def raw_view(tensor: Tensor) -> np.ndarray:
+    """Return the same bytes as an array of uint8; shares memory where `tensor` is contiguous."""
+    return _bits(tensor).view(np.uint8)
 
 
 def check_alike(base: Tensor, tuned: Tensor) -> None:

@@ -8,39 +8,91 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, field_serializer, field_validator
 
 from vectors.errors import GrammarError
 from vectors.formats.canonical import canonical_json, sha256
+from vectors.tasks.parameters import Parameters
+from vectors.tasks.registry import Method, method_named
 
-__all__ = ["Recipe"]
+__all__ = ["Operation", "Recipe"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Recipe(BaseModel):
-    """`W = W_0 + sum_i weight_i * (W_i - W_0)`, in fp32, rounded once at the end.
-
-    The terms are summed in the order of their digests, since addition in floating point depends on
-    the order. Terms of weight 0 add nothing and are left out, so recipes that mean the same are
-    equal. Where one term alone changes a tensor, at a weight of exactly 1, the result is the tuned
-    tensor bit for bit.
-
-    Source: Ilharco et al., "Editing Models with Task Arithmetic" (arXiv:2212.04089), section 2.
+class Operation(BaseModel):
+    """A merge method with every one of its options, so that a later default changes no recipe.
 
     Raises:
-        GrammarError: a base or term that is no digest, a term given twice, a weight not finite.
+        NameNotFound: no such method.
+        InputError: options that the method does not have, or out of bounds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    op: Literal["linear"] = "linear"
+    method: str
+    options: dict[str, JsonValue] = {}
+
+    @classmethod
+    def of(cls, method: str, options: Mapping[str, Any]) -> Operation:
+        """Return the operation with the options not given at their defaults."""
+        parameters = method_named(method).read(options)
+        return cls(method=method, options=parameters.model_dump(mode="json"))
+
+    @property
+    def row(self) -> Method:
+        """The method's row of the registry."""
+        return method_named(self.method)
+
+    @property
+    def parameters(self) -> Parameters:
+        """The options as the method takes them."""
+        return self.row.read(self.options)
+
+
+LINEAR = Operation(method="linear")
+
+
+class Recipe(BaseModel):
+    """`W = W_0 + merge(weight_i, W_i - W_0)`, in fp32, rounded once at the end.
+
+    `op` is a method of the registry: its name where the defaults do, or `Operation.of(...)`, or
+    `{"method": ..., "options": {...}}`. The plain sum is written as "linear".
+
+    The terms are summed in the order of their digests, since addition in floating point depends on
+    the order. Terms of weight 0 add nothing and are left out, so recipes that mean the same are
+    equal. Where one term alone changes a tensor linearly, at a weight of exactly 1, the result is
+    the tuned tensor bit for bit.
+
+    Raises:
+        GrammarError: a base or term that is no digest, a term given twice, a weight not finite.
+        NameNotFound: no such method.
+        InputError: options that the method does not have, or out of bounds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    op: Operation = LINEAR
     base: str
     terms: tuple[tuple[str, float], ...]
     compute_dtype: Literal["float32"] = "float32"
     out_dtype: Literal["base"] = "base"
+
+    @field_validator("op", mode="before")
+    @classmethod
+    def _is_complete(cls, op: Any) -> Any:
+        if isinstance(op, str):
+            return Operation.of(op, {})
+        given = Operation.model_validate(op)
+        return Operation.of(given.method, given.options)
+
+    @field_serializer("op")
+    def _plain(self, op: Operation) -> str | dict[str, JsonValue]:
+        # Recipes of linear terms are spelt as they always were, and keep their digests.
+        return "linear" if op == LINEAR else op.model_dump(mode="json")
 
     @field_validator("base")
     @classmethod

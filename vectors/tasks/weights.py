@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from filelock import FileLock
 
 from vectors.errors import ModelMismatch, NameTaken, ShapeMismatch
@@ -16,15 +17,21 @@ from vectors.formats.atomic import disk_errors, sync_folder
 from vectors.store.checkpoint import Checkpoint, WeightFile
 from vectors.store.digest import DIGEST_CACHE, base_digest
 from vectors.store.manifests import Manifest
-from vectors.tasks.delta import raw_bytes
+from vectors.tasks.delta import delta, raw_bytes
 from vectors.tasks.linear import combine
-from vectors.tasks.recipes import Recipe
+from vectors.tasks.memo import LibraryMemo, Memo
+from vectors.tasks.merge import apply, check_count
+from vectors.tasks.methods.ties import TiesParameters
+from vectors.tasks.recipes import LINEAR, Operation, Recipe
+from vectors.tasks.sources import LibraryTerm, Term
+from vectors.tasks.stack import stacked
+from vectors.tasks.streams import write_ties
 
 if TYPE_CHECKING:
     # The library keeps task vectors and so imports this package; here it is only a type.
     from vectors.store.library import Library
 
-__all__ = ["RECIPE_FILE", "materialise"]
+__all__ = ["RECIPE_FILE", "materialise", "write_weights"]
 
 RECIPE_FILE = "workbench-recipe.json"
 # Every form that weights come in; everything else beside them belongs to the model.
@@ -32,7 +39,6 @@ WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msg
 EXTRA_FOLDERS = ("additional_chat_templates",)
 
 Progress = Callable[[float, str], None]
-Tasks = list[tuple[float, Manifest]]
 
 
 def materialise(
@@ -51,6 +57,7 @@ def materialise(
         ModelMismatch: `base_dir` is not the recipe's base, or a task vector belongs to another.
         NameNotFound: a task vector that the library does not have.
         ShapeMismatch: a task vector with a tensor that the base does not have like that.
+        InputError: too few terms for the method, or values that it cannot merge.
         NameTaken: `target` holds something else.
         OutOfSpace: no space, or a folder that cannot be written.
     """
@@ -64,23 +71,51 @@ def materialise(
             f"The recipe is for base {recipe.base[:12]}, and {base_dir} has {base[:12]}; "
             "give the folder of the recipe's own model."
         )
-    tasks = [(w, library.task_by_digest(d, recipe.base)) for d, w in recipe.terms]
-    for _, task in tasks:
+    check_count(recipe.op.row, len(recipe.terms))
+    terms: list[Term] = []
+    for digest, _ in recipe.terms:
+        task = library.task_by_digest(digest, recipe.base)
         _check_names(task, checkpoint, base_dir)
+        terms.append(LibraryTerm(digest, library, task, checkpoint))
+    weights = [weight for _, weight in recipe.terms]
     with disk_errors(target), _partial(target) as folder:
         if _is_made(target, recipe):
             return target
         _copy_others(base_dir, folder)
         (folder / RECIPE_FILE).write_bytes(recipe.to_json())
-        done, total = 0, len(checkpoint)
-        for file in checkpoint.files:
-            for name in _write(file, checkpoint, library, tasks, folder):
-                done += 1
-                report(done / total, f"computed {name}")
+        written = write_weights(checkpoint, terms, weights, recipe.op, folder, LibraryMemo(library))
+        for done, name in enumerate(written, 1):
+            report(done / len(checkpoint), f"computed {name}")
         _sync(folder)
         folder.rename(target)
         sync_folder(target.parent)
     return target
+
+
+def write_weights(
+    checkpoint: Checkpoint,
+    terms: Sequence[Term],
+    weights: Sequence[float],
+    op: Operation,
+    folder: Path,
+    memo: Memo | None = None,
+) -> Iterator[str]:
+    """Write the base's weight files with the numbers that `op` makes; yield each tensor's name.
+
+    Args:
+        terms: in the order of their keys.
+        memo: where magnitudes that were counted are kept for the next time.
+
+    Raises:
+        InputError: values that the method cannot merge.
+        ShapeMismatch: a term that does not fit the base, or that changes integers.
+    """
+    parameters = op.parameters
+    if isinstance(parameters, TiesParameters) and terms:
+        yield from write_ties(checkpoint, terms, weights, parameters, folder, memo)
+        return
+    for file in checkpoint.files:
+        yield from _write(file, checkpoint, list(zip(weights, terms, strict=True)), op, folder)
 
 
 def _is_made(target: Path, recipe: Recipe) -> bool:
@@ -136,20 +171,41 @@ def _copy_others(base_dir: Path, folder: Path) -> None:
 
 
 def _write(
-    file: WeightFile, checkpoint: Checkpoint, library: Library, tasks: Tasks, folder: Path
+    file: WeightFile,
+    checkpoint: Checkpoint,
+    terms: Sequence[tuple[float, Term]],
+    op: Operation,
+    folder: Path,
 ) -> Iterator[str]:
-    """Write one file of the base with the recipe's numbers; yield each tensor's name when done."""
+    """Write one file of the base with other numbers, a tensor at a time."""
     with (folder / file.path.name).open("xb") as out:
         out.write(file.header)
         for slot in file.slots:
-            changing = [(w, task) for w, task in tasks if slot.name in task.tensors]
-            if changing:
-                base = checkpoint[slot.name]
-                terms = [(w, library.tuned_tensor(t, slot.name, base)) for w, t in changing]
-                out.write(raw_bytes(combine(base, terms)))
-            else:
+            if not any(term.changes(slot.name) for _, term in terms):
                 out.write(checkpoint.read(slot.name))
+            elif op == LINEAR:
+                base = checkpoint[slot.name]
+                moving = [(w, t) for w, t in terms if t.changes(slot.name)]
+                tuned = [(w, t.tensor(slot.name, base)) for w, t in moving]
+                out.write(raw_bytes(combine(base, tuned)))
+            else:
+                out.write(raw_bytes(_merged(slot.name, checkpoint[slot.name], terms, op)))
             yield slot.name
+
+
+def _merged(
+    name: str, base: torch.Tensor, terms: Sequence[tuple[float, Term]], op: Operation
+) -> torch.Tensor:
+    tuned = {t.key: t.tensor(name, base) if t.changes(name) else base for _, t in terms}
+    if not base.dtype.is_floating_point:
+        raise ShapeMismatch(
+            f"'{name}' is of {base.dtype} and a term changes it; integers cannot be merged, so use "
+            "that term alone, linearly, at weight 1."
+        )
+    deltas = {key: delta(base, tensor) for key, tensor in tuned.items()}
+    stack = stacked(name, deltas, {t.key: w for w, t in terms})
+    only = next(iter(tuned.values())) if len(tuned) == 1 else None
+    return apply(base, only, stack, op.row.merge(stack, op.parameters))
 
 
 def _sync(folder: Path) -> None:

@@ -9,6 +9,7 @@ from vectors.errors import ModelMismatch, OutOfSpace
 from vectors.grammar import TaskTerm, format_tasks
 from vectors.store import Entry, Library
 from vectors.tasks import Recipe, materialise
+from vectors.tasks.arithmetic import add, scale
 from workbench.models.catalog import Model
 from workbench.settings import Home
 
@@ -18,13 +19,14 @@ Report = Callable[[float, str], None]
 
 
 def recipe_of(library: Library, model: Model, terms: Sequence[TaskTerm]) -> Recipe:
-    """Resolve task terms to one recipe on the model; named recipes are opened into their terms.
+    """Resolve task terms to one recipe on the model; linear recipes are opened into their terms.
 
     Raises:
         NameNotFound: no such task vector or recipe.
         ModelMismatch: one of another base.
+        InputError: a recipe of another method than the sum, beside other terms.
     """
-    weights: dict[str, float] = {}
+    recipes: list[Recipe] = []
     for term in terms:
         ref = term.name if term.revision is None else f"{term.name}@{term.revision}"
         entry = library.get(ref, kind=("task-vector", "recipe"))
@@ -33,12 +35,12 @@ def recipe_of(library: Library, model: Model, terms: Sequence[TaskTerm]) -> Reci
                 f"'{ref}' was made for base {(entry.base or '')[:12]}, not for {model.name} "
                 f"({model.base[:12]}); use it with its own model."
             )
-        parts = {entry.digest: 1.0}
         if entry.kind == "recipe":
-            parts = dict(entry.info["terms"])
-        for digest, weight in parts.items():
-            weights[digest] = weights.get(digest, 0.0) + term.weight * weight
-    return Recipe(base=model.base, terms=tuple(weights.items()))
+            recipe = library.load_recipe(ref)[1]
+        else:
+            recipe = Recipe(base=model.base, terms=((entry.digest, 1.0),))
+        recipes.append(scale(recipe, term.weight))
+    return recipes[0] if len(recipes) == 1 else add(Recipe(base=model.base, terms=()), *recipes)
 
 
 def materialised(

@@ -15,7 +15,7 @@ from vectors.tasks.parameters import Election
 from vectors.tasks.stack import Stack, Survey
 from vectors.tasks.trim import Rank, cut, keep_largest, rank_of
 
-__all__ = ["TiesParameters", "merge", "survey"]
+__all__ = ["TiesParameters", "merge", "survey", "trimmed"]
 
 
 class TiesParameters(Election):
@@ -49,7 +49,7 @@ def merge(stack: Stack, options: TiesParameters) -> Tensor:
     Args:
         stack: with a survey if the scope is global; without, the tensor is taken for the model.
     """
-    return fused(_trimmed(stack, options), options)
+    return fused(trimmed(stack, options), options)
 
 
 def survey(stacks: Callable[[], Iterable[Stack]], options: TiesParameters) -> Survey | None:
@@ -67,12 +67,13 @@ def survey(stacks: Callable[[], Iterable[Stack]], options: TiesParameters) -> Su
     found = Survey(cuts)
     if options.zero_sum != "majority":
         return found
-    signs = (elected(_trimmed(replace(s, survey=found), options), options) for s in stacks())
+    signs = (elected(trimmed(replace(s, survey=found), options), options) for s in stacks())
     tally = sum(int(sign.double().sum()) for sign in signs)
     return Survey(cuts, (tally > 0) - (tally < 0))
 
 
-def _trimmed(stack: Stack, options: TiesParameters) -> Stack:
+def trimmed(stack: Stack, options: TiesParameters) -> Stack:
+    """Return the stack with 0 in place of what is too small to keep."""
     size = stack.deltas[0].numel()
     if not size:
         return stack
