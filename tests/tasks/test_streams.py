@@ -160,6 +160,14 @@ def test_too_many_loose_magnitudes_are_looked_at_again(
             check(setup.write("abc", memo, **options), setup.expected("abc", **options))
 
 
+def test_tables_are_emptied_before_they_overflow(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "TABLE_ROOM", 9001)
+    for options in ({"density": 0.37}, {"density": 0.6, "scope": "tensor"}):
+        check(setup.write("abc", **options), setup.expected("abc", **options))
+
+
 def test_values_that_are_not_finite_are_refused(setup: Setup) -> None:
     for name in ("long", "fp32"):
         state = {**setup.tuned["b"], name: setup.tuned["b"][name].clone()}

@@ -29,7 +29,7 @@ compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 def count_bf16(
     base_P: NDArray[np.uint16],
     tuned_P: NDArray[np.uint16],
-    counts_B: NDArray[np.int64],
+    counts_B: NDArray[np.uint32],
     loose_P: NDArray[np.uint32],
 ) -> int:
     """Count `|tuned - base|` into bins; return how many have low bits, kept in `loose_P`.
@@ -55,22 +55,26 @@ def count_bf16(
         top = np.uint32(0)
         for i in range(width):
             magnitude = np.uint32(bits_W[i] & POSITIVE)
-            magnitude = np.uint32(0) if base_W[i] == tuned_W[i] else magnitude
             bits_W[i] = magnitude
             top = magnitude if magnitude > top else top
         if top >= INFINITE:
-            return -1
+            for i in range(width):
+                if bits_W[i] >= INFINITE:
+                    if base_W[i] != tuned_W[i]:
+                        return -1
+                    bits_W[i] = np.uint32(0)
         for i in range(width):
             magnitude = bits_W[i]
-            counts_B[np.uint32(magnitude >> LOW)] += 1
-            loose_P[loose] = magnitude
-            loose += (magnitude & REST) != 0
+            counts_B[np.uint32(magnitude >> LOW)] += np.uint32(1)
+            if magnitude & REST:
+                loose_P[loose] = magnitude
+                loose += 1
     return loose
 
 
 @compiled
 def count_fp32(
-    bits_P: NDArray[np.uint32], counts_B: NDArray[np.int64], loose_P: NDArray[np.uint32]
+    bits_P: NDArray[np.uint32], counts_B: NDArray[np.uint32], loose_P: NDArray[np.uint32]
 ) -> int:
     """Count the bit patterns of fp32 deltas as `count_bf16` does."""
     loose = 0
@@ -78,9 +82,10 @@ def count_fp32(
         magnitude = np.uint32(bits_P[i] & POSITIVE)
         if magnitude >= INFINITE:
             return -1
-        counts_B[np.uint32(magnitude >> LOW)] += 1
-        loose_P[loose] = magnitude
-        loose += (magnitude & REST) != 0
+        counts_B[np.uint32(magnitude >> LOW)] += np.uint32(1)
+        if magnitude & REST:
+            loose_P[loose] = magnitude
+            loose += 1
     return loose
 
 

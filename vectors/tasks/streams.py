@@ -34,6 +34,7 @@ from vectors.tasks.trim import rank_of
 __all__ = ["write_at", "write_ties"]
 
 MOST_LOOSE = 1 << 23
+TABLE_ROOM = (1 << 32) - 1
 WHOLE = ""  # the name under which a histogram of all tensors is kept
 
 Cuts = Mapping[str, np.ndarray]
@@ -215,12 +216,14 @@ class _Ties:
         dtype = DTYPES[span.slot.dtype]
         changing = [row for row, k in enumerate(rows) if self.terms[k].changes(span.slot.name)]
         for row in set(range(len(rows))) - set(changing):
+            counts[row].expect(span.stop - span.start)
             counts[row].table_B[0] += span.stop - span.start
         if not changing:
             return
         loose_P = np.empty(PART, np.uint32)
         for part in self.walk.parts(span, [rows[row] for row in changing]):
             for place, row in enumerate(changing):
+                counts[row].expect(len(part.base) // dtype.itemsize)
                 if dtype == torch.bfloat16:
                     old_P, new_P = (x.view(np.uint16) for x in (part.base, part.tuned[place]))
                     found = self.fast.count_bf16(old_P, new_P, counts[row].table_B, loose_P)
@@ -321,9 +324,25 @@ class _Counts:
     """A histogram in the making."""
 
     def __init__(self) -> None:
-        self.table_B = np.zeros(BINS, np.int64)
+        # Half the width stays nearer to the processor; emptied before it could overflow.
+        self.table_B = np.zeros(BINS, np.uint32)
+        self._total_B: np.ndarray | None = None
+        self._room = TABLE_ROOM
         self._loose: list[np.ndarray] | None = []
         self._held = 0
+
+    def expect(self, count: int) -> None:
+        """Make room for `count` more."""
+        if count > self._room:
+            self._total_B = self.counts_B()
+            self.table_B[:] = 0
+            self._room = TABLE_ROOM
+        self._room -= count
+
+    def counts_B(self) -> np.ndarray:
+        """All that was counted, int64."""
+        counts_B = self.table_B.astype(np.int64)
+        return counts_B if self._total_B is None else counts_B + self._total_B
 
     def keep(self, loose: np.ndarray) -> None:
         """Keep loose magnitudes, unless there are too many by now."""
@@ -333,7 +352,8 @@ class _Counts:
 
     def add(self, other: _Counts) -> None:
         """Take in the counts of another thread."""
-        self.table_B += other.table_B
+        self._total_B = self.counts_B() + other.counts_B()
+        self.table_B[:] = 0
         if other._loose is None:
             self._loose = None
         for loose in other._loose or ():
@@ -341,7 +361,7 @@ class _Counts:
 
     def histogram(self) -> Histogram:
         """What was counted."""
-        return Histogram.of(self.table_B, self._loose)
+        return Histogram.of(self.counts_B(), self._loose)
 
 
 def _delta_bits(part: Part, row: int, dtype: torch.dtype) -> np.ndarray:
