@@ -364,9 +364,11 @@ class Workbench:
     def library_rows(self) -> list[dict[str, Any]]:
         """Every entry for a table: name, kind, revision, created, base, bytes, words."""
         rows = []
-        for entry in self.library.list():
-            verdict = self.verdict(entry.name)
-            words = "" if verdict is None else ("verified" if verdict["passed"] else "not verified")
+        library = self.library
+        passed = library.passed("verdict")
+        for entry in library.list():
+            verdict = passed.get(entry.digest)
+            words = "" if verdict is None else ("verified" if verdict else "not verified")
             rows.append(
                 {
                     "name": entry.name,
@@ -374,7 +376,7 @@ class Workbench:
                     "revision": entry.revision,
                     "created": entry.created,
                     "base": (entry.base or "")[:12],
-                    "bytes": self.library.disk_use(entry),
+                    "bytes": library.disk_use(entry) if entry.bytes is not None else 0,
                     "digest": entry.digest,
                     "words": words,
                 }

@@ -52,7 +52,7 @@ def test_references_parse() -> None:
     for text in (
         "a@",
         "a@0",
-        "a@x",
+        "a@X",
         "a@2026-13-01",
         "a@1@2",
         "@1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -46,8 +47,9 @@ class Attestations:
         stored = self._objects.write(canonical_json(body, f"The {kind}"))
         with self._database.change() as db:
             db.execute(
-                "INSERT INTO attestations (digest, kind, object, created) VALUES (?, ?, ?, ?)",
-                (digest, kind, stored, now()),
+                """INSERT INTO attestations (digest, kind, object, created, passed)
+                   VALUES (?, ?, ?, ?, ?)""",
+                (digest, kind, stored, now(), _passed(payload)),
             )
 
     def of(self, digest: str, kind: str | None) -> list[dict[str, Any]]:
@@ -70,6 +72,23 @@ class Attestations:
             found.append({**body.payload, "attested": {**dict(row), "files": dict(body.files)}})
         return found
 
+    def passed(self, kind: str) -> dict[str, bool]:
+        """Whether the newest attestation of `kind` on each entry says `passed`, by digest."""
+        with self._database.read() as db:
+            rows = db.execute(
+                """SELECT digest, passed, object FROM attestations WHERE id IN
+                   (SELECT max(id) FROM attestations WHERE kind = ? GROUP BY digest)""",
+                (kind,),
+            ).fetchall()
+        found = {}
+        for row in rows:
+            # A library of version 1 has not noted it beside the object.
+            noted = row["passed"]
+            said = _passed(self._read(row["object"]).payload) if noted is None else bool(noted)
+            if said is not None:
+                found[row["digest"]] = said
+        return found
+
     def _read(self, stored: str) -> _Attestation:
         try:
             return _Attestation.model_validate_json(self._objects.read(stored))
@@ -78,3 +97,8 @@ class Attestations:
                 f"The attestation {stored[:12]} has content that this version does not know; "
                 "update the workbench."
             ) from error
+
+
+def _passed(payload: Mapping[str, Any]) -> bool | None:
+    found = payload.get("passed")
+    return found if isinstance(found, bool) else None

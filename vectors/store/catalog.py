@@ -1,8 +1,10 @@
-"""Entries by name: saving manifests under names, finding them, and their history.
+"""Entries by name: finding them, listing them, and saving manifests under names.
 
     objects/<h[:2]>/<h>     immutable bytes, named by their hash
     manifests/<h>.json      what an entry is made of; <h> is the entry's identity
-    store.db                names, revisions, log, leases, attestations
+    quarantine/             what `fsck` moved aside
+    store.db                names, revisions, log, tags, pins, leases, attestations, an index
+    gate.lock               held by writers together, by the collector alone
 
 Objects are written before manifests and manifests before names, so that a crash leaves nothing
 but bytes that no name means. Knows nothing of what the kinds of entries hold.
@@ -10,9 +12,9 @@ but bytes that no name means. Knows nothing of what the kinds of entries hold.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from vectors.errors import NameNotFound, StoreCorrupt
 from vectors.formats.atomic import disk_errors
 from vectors.store.changes import Changes, LogRow
 from vectors.store.database import Database
+from vectors.store.entries import Entry, index
+from vectors.store.gate import Gate
 from vectors.store.leases import DAY, Leases
 from vectors.store.manifests import Kind, Manifest, Manifests
 from vectors.store.objects import Objects
@@ -30,25 +34,6 @@ __all__ = ["NONE", "Catalog", "Entry", "Kinds"]
 
 NONE: Mapping[str, Any] = {}
 Kinds = str | tuple[str, ...] | None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One revision of one name, or a manifest without a name.
-
-    Without a name, `name` is the first 12 digits of the digest, `revision` 0 and `created` empty.
-    """
-
-    name: str
-    kind: str
-    revision: int
-    digest: str
-    base: str | None
-    created: str
-    info: Mapping[str, Any]
-    manifest: Manifest
-
-
 Entries = list[Entry]  # inside the class, `list` is a method
 LogRows = list[LogRow]
 
@@ -57,7 +42,8 @@ class Catalog:
     """Names and manifests in the folder `root`, made on the first opening.
 
     A `ref` is a name (its newest revision), `name@3`, `name@2026-11-22` (the newest of that date
-    or before, in UTC), `name@<digest>`, or a digest; 8 digits of a digest are enough.
+    or before, in UTC), `name@stable` (a tag), `name@<digest>`, or a digest; 8 digits of a digest
+    are enough.
 
     Raises:
         OutOfSpace: a folder that cannot be written.
@@ -75,6 +61,7 @@ class Catalog:
         self._refs = Refs(self._database)
         self._changes = Changes(self._database)
         self._leases = Leases(self._database)
+        self._gate = Gate(root)
 
     def get(self, ref: str, kind: Kinds = None) -> Entry:
         """Return the entry that `ref` points at.
@@ -84,17 +71,11 @@ class Catalog:
             NameNotFound: nothing there, or something of another kind.
             StoreCorrupt: a manifest that is missing or damaged.
         """
-        reference = parse_reference(ref)
-        found = self._refs.find(reference)
-        if found is None:
-            digest = self.manifests.find(ref)
-            if digest is None:
-                raise self._refs.not_found(reference.name)
-            found = self._refs.of_digest(digest) or Ref(digest[:12], "", 0, digest, "")
-        entry = self._entry(found)
-        if entry.kind not in _kinds(kind, entry.kind):
+        entry = self._entry(self._find(ref))
+        actual = entry.manifest.kind
+        if actual not in _kinds(kind, actual):
             raise NameNotFound(
-                f"'{ref}' is a {entry.kind}, and a {' or '.join(_kinds(kind))} is needed here; "
+                f"'{ref}' is a {actual}, and a {' or '.join(_kinds(kind))} is needed here; "
                 "see `workbench library list`."
             )
         return entry
@@ -114,8 +95,12 @@ class Catalog:
         return self.objects.read(entry.manifest.files[name])
 
     def list(self, kind: Kinds = None) -> Entries:
-        """Return the newest revision of every name, by name."""
-        return [self._entry(r) for r in self._refs.newest() if r.kind in _kinds(kind, r.kind)]
+        """Return the newest revision of every name, by name; what is damaged is listed too."""
+        found = self._refs.newest()
+        if any(ref.bytes is None for ref in found):
+            self._reindex([ref.digest for ref in found if ref.bytes is None])
+            found = self._refs.newest()
+        return [self._row(ref) for ref in found if ref.kind in _kinds(kind, ref.kind)]
 
     def history(self, name: str) -> Entries:
         """Return all revisions of `name`, the newest first.
@@ -123,39 +108,15 @@ class Catalog:
         Raises:
             NameNotFound: no such name.
         """
-        return [self._entry(ref) for ref in self._refs.history(name)]
+        found = self._refs.history(name)
+        if any(ref.bytes is None for ref in found):
+            self._reindex([ref.digest for ref in found if ref.bytes is None])
+            found = self._refs.history(name)
+        return [self._row(ref) for ref in found]
 
     def log(self, limit: int = 100) -> LogRows:
-        """Return the last saves, renames, deletes and restores, the newest first."""
+        """Return the last changes of names, tags and pins, the newest first."""
         return self._changes.log(limit)
-
-    def rename(self, old: str, new: str) -> None:
-        """Give `old`, with all its revisions, the name `new`.
-
-        Raises:
-            GrammarError: `new` is not a name.
-            NameNotFound: no `old`.
-            NameTaken: `new` is in use.
-        """
-        self._changes.rename(old, new)
-
-    def delete(self, name: str, *, force: bool = False) -> None:
-        """Hide `name` with all its revisions; what it meant stays, and `restore` brings it back.
-
-        Raises:
-            NameNotFound: no such name.
-            NameTaken: it is in use, and `force` was not given.
-        """
-        self._changes.delete(name, force=force)
-
-    def restore(self, name: str) -> Entry:
-        """Bring back what was deleted last under `name`.
-
-        Raises:
-            NameNotFound: nothing of that name was deleted.
-            NameTaken: the name is in use again.
-        """
-        return self._entry(self._changes.restore(name))
 
     def lease(self, digest: str, holder: str, seconds: float = DAY) -> AbstractContextManager[None]:
         """Say that `holder` uses `digest` while the block runs, so that its names stay."""
@@ -163,12 +124,34 @@ class Catalog:
 
     def disk_use(self, entry: Entry) -> int:
         """The bytes that an entry takes, those it shares with others included."""
-        objects = sum(self.objects.size(digest) for digest in entry.manifest.objects())
-        return objects + self.manifests.size(entry.digest)
+        if entry.bytes is not None:
+            return entry.bytes
+        return self._size(entry.digest, entry.manifest)
 
     def total_use(self) -> int:
         """The bytes that all objects and manifests take."""
         return self.objects.total() + self.manifests.total()
+
+    def _size(self, digest: str, manifest: Manifest) -> int:
+        return self.manifests.size(digest) + sum(map(self.objects.size, manifest.objects()))
+
+    def _reindex(self, digests: Iterable[str]) -> None:
+        """Note again what lists show, where a name came here without it."""
+        with self._database.change() as db:
+            for digest in dict.fromkeys(digests):
+                with suppress(StoreCorrupt):
+                    manifest = self.manifests.get(digest)
+                    index(db, digest, manifest, self._size(digest, manifest))
+
+    def _find(self, ref: str) -> Ref:
+        reference = parse_reference(ref)
+        found = self._refs.find(reference)
+        if found is None:
+            digest = self.manifests.find(ref)
+            if digest is None:
+                raise self._refs.not_found(reference.name)
+            found = self._refs.of_digest(digest) or Ref(digest[:12], "", 0, digest, "")
+        return found
 
     def _draft(
         self,
@@ -186,7 +169,12 @@ class Catalog:
 
     def _save(self, name: str, manifest: Manifest) -> Entry:
         digest = self.manifests.put(manifest)
-        return self._entry(self._changes.save(name, manifest.kind, digest))
+        size = self._size(digest, manifest)
+
+        def note(db: sqlite3.Connection) -> None:
+            index(db, digest, manifest, size)
+
+        return self._entry(self._changes.save(name, manifest.kind, digest, also=note))
 
     def _manifest(self, digest: str, kind: Kinds = None) -> Manifest:
         if digest not in self.manifests:
@@ -202,21 +190,24 @@ class Catalog:
             )
         return manifest
 
+    def _row(self, ref: Ref) -> Entry:
+        """An entry whose manifest is read when it is asked for."""
+        facts = (ref.name, ref.kind, ref.revision, ref.digest, ref.base or None, ref.created)
+        return Entry(*facts, self._read, ref.bytes)
+
     def _entry(self, ref: Ref) -> Entry:
+        """An entry whose manifest has been read, and so is known to be there."""
+        manifest = self._read(ref)
+        kind, base = manifest.kind, manifest.base
+        entry = Entry(ref.name, kind, ref.revision, ref.digest, base, ref.created, self._read)
+        entry.__dict__["manifest"] = manifest  # where `cached_property` keeps it
+        return entry
+
+    def _read(self, ref: Ref) -> Manifest:
         try:
-            manifest = self.manifests.get(ref.digest)
+            return self.manifests.get(ref.digest)
         except StoreCorrupt as error:
             raise StoreCorrupt(f"'{ref.name}@{ref.revision}': {error}") from error
-        return Entry(
-            name=ref.name,
-            kind=manifest.kind,
-            revision=ref.revision,
-            digest=ref.digest,
-            base=manifest.base,
-            created=ref.created,
-            info=manifest.info,
-            manifest=manifest,
-        )
 
 
 def _kinds(kind: Kinds, otherwise: str = "") -> tuple[str, ...]:

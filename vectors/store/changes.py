@@ -1,4 +1,4 @@
-"""How names change: save, rename, delete, restore, each one transaction and one row of the log.
+"""How names change: save, revert, rename, delete, restore; each one transaction, one log row.
 
 A delete hides the name without touching what it stood for, and a name used again goes on
 counting: `cheerful@1` never comes to mean something else by it.
@@ -7,6 +7,7 @@ counting: `cheerful@1` never comes to mean something else by it.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vectors.errors import NameNotFound, NameTaken
@@ -15,12 +16,12 @@ from vectors.store.leases import holders
 from vectors.store.reference import check_new_name
 from vectors.store.refs import NEWEST, SELECT, Ref, Refs, living
 
-__all__ = ["Changes", "LogRow"]
+__all__ = ["Changes", "LogRow", "check_kind", "insert_name", "last_revision", "write_log"]
 
 
 @dataclass(frozen=True)
 class LogRow:
-    """One change of the library: save, rename, delete or restore."""
+    """One change of the library, such as save, revert, tag, rename, delete or pull."""
 
     created: str
     action: str
@@ -46,10 +47,19 @@ class Changes:
         """
         check_new_name(name)
         with self._database.read() as db:
-            _check_kind(living(db, name), name, kind)
+            check_kind(living(db, name), name, kind)
 
-    def save(self, name: str, kind: str, digest: str) -> Ref:
-        """Make `digest` the newest revision of `name`.
+    def save(
+        self,
+        name: str,
+        kind: str,
+        digest: str,
+        *,
+        action: str = "save",
+        detail: str = "",
+        also: Callable[[sqlite3.Connection], None] = lambda db: None,
+    ) -> Ref:
+        """Make `digest` the newest revision of `name`; `also` runs in the same transaction.
 
         Raises:
             GrammarError, NameTaken: see `check_free`.
@@ -57,18 +67,14 @@ class Changes:
         check_new_name(name)
         with self._database.change() as db:
             row = living(db, name)
-            _check_kind(row, name, kind)
-            name_id = row["id"] if row is not None else _insert_name(db, name, kind)
-            last = db.execute(
-                """SELECT coalesce(max(refs.revision), 0) FROM refs
-                   JOIN names ON names.id = refs.name_id WHERE names.name = ?""",
-                (name,),
-            ).fetchone()[0]
-            ref = Ref(name, kind, last + 1, digest, now())
+            check_kind(row, name, kind)
+            name_id = row["id"] if row is not None else insert_name(db, name, kind)
+            ref = Ref(name, kind, last_revision(db, name) + 1, digest, now())
             db.execute(
                 "INSERT INTO refs VALUES (?, ?, ?, ?)", (name_id, ref.revision, digest, ref.created)
             )
-            _log(db, "save", ref)
+            write_log(db, action, ref, detail)
+            also(db)
         return ref
 
     def rename(self, old: str, new: str) -> None:
@@ -88,7 +94,7 @@ class Changes:
             if living(db, new) is not None:
                 raise NameTaken(f"The name '{new}' is in use; choose another, or delete it first.")
             db.execute("UPDATE names SET name = ? WHERE id = ?", (new, row["id"]))
-            _log(db, "rename", newest, f"to {new}")
+            write_log(db, "rename", newest, f"to {new}")
 
     def delete(self, name: str, *, force: bool = False) -> None:
         """Hide `name` and all its revisions; the objects stay, and `restore` brings them back.
@@ -108,7 +114,7 @@ class Changes:
                     f"'{name}' is in use by {', '.join(users)}; stop it first, or delete by force."
                 )
             db.execute("UPDATE names SET deleted = ? WHERE id = ?", (now(), row["id"]))
-            _log(db, "delete", revisions[0])
+            write_log(db, "delete", revisions[0])
 
     def restore(self, name: str) -> Ref:
         """Bring back what was deleted last under `name`.
@@ -120,7 +126,7 @@ class Changes:
         with self._database.change() as db:
             row = db.execute(
                 """SELECT id FROM names WHERE name = ? AND deleted IS NOT NULL
-                   ORDER BY deleted DESC, id DESC LIMIT 1""",
+                   AND collected IS NULL ORDER BY deleted DESC, id DESC LIMIT 1""",
                 (name,),
             ).fetchone()
             if row is None:
@@ -133,7 +139,7 @@ class Changes:
                 )
             db.execute("UPDATE names SET deleted = NULL WHERE id = ?", (row["id"],))
             ref = Ref(*db.execute(f"{SELECT} AND names.id = ? {NEWEST}", (row["id"],)).fetchone())
-            _log(db, "restore", ref)
+            write_log(db, "restore", ref)
         return ref
 
     def log(self, limit: int) -> list[LogRow]:
@@ -147,7 +153,8 @@ class Changes:
         return [LogRow(*row) for row in rows]
 
 
-def _check_kind(row: sqlite3.Row | None, name: str, kind: str) -> None:
+def check_kind(row: sqlite3.Row | None, name: str, kind: str) -> None:
+    """Raise NameTaken where the name, as `living` found it, belongs to another kind."""
     if row is not None and row["kind"] != kind:
         raise NameTaken(
             f"The name '{name}' belongs to a {row['kind']}, and this is a {kind}; "
@@ -155,11 +162,22 @@ def _check_kind(row: sqlite3.Row | None, name: str, kind: str) -> None:
         )
 
 
-def _insert_name(db: sqlite3.Connection, name: str, kind: str) -> int | None:
+def last_revision(db: sqlite3.Connection, name: str) -> int:
+    """The highest number that a revision of `name` ever had, deleted ones included."""
+    return db.execute(
+        """SELECT coalesce(max(refs.revision), 0) FROM refs
+           JOIN names ON names.id = refs.name_id WHERE names.name = ?""",
+        (name,),
+    ).fetchone()[0]
+
+
+def insert_name(db: sqlite3.Connection, name: str, kind: str) -> int | None:
+    """Begin a new history under `name`."""
     return db.execute("INSERT INTO names (name, kind) VALUES (?, ?)", (name, kind)).lastrowid
 
 
-def _log(db: sqlite3.Connection, action: str, ref: Ref, detail: str = "") -> None:
+def write_log(db: sqlite3.Connection, action: str, ref: Ref, detail: str = "") -> None:
+    """Add a row to the log of changes."""
     db.execute(
         """INSERT INTO reflog (created, action, name, revision, digest, detail)
            VALUES (?, ?, ?, ?, ?, ?)""",

@@ -17,12 +17,14 @@ from filelock import FileLock
 
 from vectors.errors import BackendUnavailable, OutOfSpace, StoreCorrupt
 from vectors.formats.atomic import disk_errors
+from vectors.store.steps import step
 
 __all__ = ["Database", "now"]
 
-VERSION = 1
 PATIENCE = 10.0  # seconds to wait for another process's transaction
-SCHEMA = """
+# One script for each version of the library, from the one before.
+SCHEMAS = (
+    """
 CREATE TABLE names (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, kind TEXT NOT NULL, deleted TEXT);
 CREATE UNIQUE INDEX living_names ON names (name) WHERE deleted IS NULL;
@@ -40,7 +42,19 @@ CREATE TABLE attestations (
     id INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL, kind TEXT NOT NULL,
     object TEXT NOT NULL, created TEXT NOT NULL);
 CREATE INDEX attestations_by_digest ON attestations (digest);
-"""
+""",
+    """
+ALTER TABLE names ADD COLUMN collected TEXT;
+ALTER TABLE attestations ADD COLUMN passed INTEGER;
+CREATE TABLE tags (
+    name_id INTEGER NOT NULL REFERENCES names (id), tag TEXT NOT NULL, revision INTEGER NOT NULL,
+    created TEXT NOT NULL, PRIMARY KEY (name_id, tag));
+CREATE TABLE pins (digest TEXT PRIMARY KEY, reason TEXT NOT NULL, created TEXT NOT NULL);
+CREATE TABLE entries (
+    digest TEXT PRIMARY KEY, kind TEXT NOT NULL, base TEXT NOT NULL, bytes INTEGER NOT NULL);
+""",
+)
+VERSION = len(SCHEMAS)
 # Primary result codes of sqlite; Python names only the exception classes for them.
 NO_WRITE = {
     sqlite3.SQLITE_READONLY,
@@ -49,6 +63,7 @@ NO_WRITE = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PERM,
 }
+CHANGE = "BEGIN IMMEDIATE"
 WAITED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
@@ -79,18 +94,22 @@ class Database:
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
         """A transaction that changes the library whole or not at all; one at a time."""
-        yield from self._transaction("BEGIN IMMEDIATE")
+        yield from self._transaction(CHANGE)
 
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         with self._errors(), closing(self._connect()) as db:
             db.execute(begin)
             try:
                 yield db
+                if begin == CHANGE:
+                    step("changed, not committed")
             except BaseException:
                 if db.in_transaction:  # sqlite ends it itself where the disk is full
                     db.execute("ROLLBACK")
                 raise
             db.execute("COMMIT")
+            if begin == CHANGE:
+                step("committed")
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
@@ -112,11 +131,12 @@ class Database:
         return version
 
     def _create(self) -> None:
-        if self._version() == VERSION:
-            return
+        version = self._version()
         with self._errors(), closing(self._connect()) as db:
             db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            for number, script in enumerate(SCHEMAS[version:], version + 1):
+                db.executescript(f"{CHANGE}; {script} PRAGMA user_version = {number}; COMMIT;")
+                step("brought up to date")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

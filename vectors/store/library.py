@@ -14,7 +14,8 @@ from torch import Tensor
 from vectors.errors import InputError, ModelMismatch
 from vectors.formats.native import vector_bytes
 from vectors.store.attestations import Attestations
-from vectors.store.catalog import NONE, Catalog, Entry
+from vectors.store.catalog import NONE, Entry
+from vectors.store.histories import Histories
 from vectors.store.manifests import Manifest
 from vectors.store.payloads import (
     VECTOR_FILE,
@@ -30,8 +31,8 @@ from vectors.types import SteeringVector
 __all__ = ["Library"]
 
 
-class Library(Catalog):
-    """The library in the folder `root`; `Catalog` has its names and its history.
+class Library(Histories):
+    """The library in the folder `root`; `Catalog` finds its entries, `Histories` changes names.
 
     Raises:
         OutOfSpace: a folder that cannot be written.
@@ -59,11 +60,13 @@ class Library(Catalog):
             InputError: an attachment's name or a parent that is not valid.
         """
         self._changes.check_free(name, "steering-vector")
-        return self._save(name, self._vector(vector, files, parents))
+        with self._gate.shared():
+            return self._save(name, self._vector(vector, files, parents))
 
     def put_vector(self, vector: SteeringVector) -> str:
         """Keep a steering vector without a name, and return its digest."""
-        return self.manifests.put(self._vector(vector))
+        with self._gate.shared():
+            return self.manifests.put(self._vector(vector))
 
     def save_task(
         self,
@@ -88,10 +91,11 @@ class Library(Catalog):
             InputError: information that JSON cannot carry, or an attachment or parent not valid.
         """
         self._changes.check_free(name, "task-vector")
-        # Drafted first: what the draft refuses is refused before the long work.
-        draft = self._draft("task-vector", base, files, parents, info)
-        tensors = write_task(self.objects, base_tensors, tuned_tensors, progress)
-        return self._save(name, draft.model_copy(update={"tensors": tensors}))
+        with self._gate.shared():
+            # Drafted first: what the draft refuses is refused before the long work.
+            draft = self._draft("task-vector", base, files, parents, info)
+            tensors = write_task(self.objects, base_tensors, tuned_tensors, progress)
+            return self._save(name, draft.model_copy(update={"tensors": tensors}))
 
     def save_recipe(
         self,
@@ -111,10 +115,11 @@ class Library(Catalog):
         """
         self._changes.check_free(name, "recipe")
         tasks = [digest for digest, _ in recipe.terms]
-        for digest in tasks:
-            self.task_by_digest(digest, recipe.base)
-        info = {**info, **recipe.model_dump(mode="json")}
-        return self._save(name, self._draft("recipe", recipe.base, files, tasks, info))
+        with self._gate.shared():
+            for digest in tasks:
+                self.task_by_digest(digest, recipe.base)
+            info = {**info, **recipe.model_dump(mode="json")}
+            return self._save(name, self._draft("recipe", recipe.base, files, tasks, info))
 
     def load_vector(self, ref: str) -> tuple[Entry, SteeringVector]:
         """Return the steering vector that `ref` points at, with its entry.
@@ -183,13 +188,14 @@ class Library(Catalog):
             NameNotFound: no such entry.
             InputError: a payload that JSON cannot carry, or that has a key `attested`.
         """
-        self._manifest(digest)
         if "attested" in payload:
             raise InputError(
                 f"The {kind} on {digest[:12]} has a key 'attested', which the library adds itself; "
                 "give it another name."
             )
-        self._attestations.add(digest, kind, dict(payload), self._write_files(files))
+        with self._gate.shared():
+            self._manifest(digest)
+            self._attestations.add(digest, kind, dict(payload), self._write_files(files))
 
     def attestations(self, digest: str, kind: str | None = None) -> list[dict[str, Any]]:
         """Return the payloads attested to `digest`, the oldest first.
@@ -200,6 +206,10 @@ class Library(Catalog):
             StoreCorrupt: one that is missing or damaged.
         """
         return self._attestations.of(digest, kind)
+
+    def passed(self, kind: str = "verdict") -> dict[str, bool]:
+        """Whether the newest attestation of `kind` says `passed`, for every entry that has one."""
+        return self._attestations.passed(kind)
 
     def _vector(
         self,

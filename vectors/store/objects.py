@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from vectors.errors import NameNotFound, StoreCorrupt
-from vectors.formats.atomic import disk_errors, sync_file, sync_folder, temporary
+from vectors.formats.atomic import disk_errors, sync_file, sync_folder
 from vectors.formats.canonical import sha256
+from vectors.store.steps import step
 
-__all__ = ["Objects"]
+__all__ = ["Batch", "Objects"]
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 READ_ONLY = 0o444
@@ -51,25 +54,19 @@ class Objects:
         Raises:
             OutOfSpace: no space, or a folder that cannot be written.
         """
-        hashed = hashlib.sha256()
-        with disk_errors(self.root), temporary(self.root, READ_ONLY) as (file, temp):
-            for chunk in (data,) if isinstance(data, bytes) else data:
-                hashed.update(chunk)
-                file.write(chunk)
-            digest = hashed.hexdigest()
-            path = self.path(digest)
-            if self._whole(path, digest):
-                # A sweep spares young files, so this one must look as young as its new user.
-                os.utime(path)
-                return digest
-            sync_file(file)
-            path.parent.mkdir(exist_ok=True)
-            # Replacing is safe: two writers of one digest have the same bytes, and a file that
-            # was damaged is mended.
-            temp.replace(path)
-            sync_folder(path.parent)
-            sync_folder(self.root)
+        with Batch(self) as batch:
+            digest = batch.add(data)
+            batch.commit()
         return digest
+
+    def kept(self, digest: str) -> bool:
+        """Whether `digest` is here whole, which is looked at; it counts as new afterwards."""
+        path = self.path(digest)
+        if not self._whole(path, digest):
+            return False
+        # The collector spares young files, so this one must look as young as its new user.
+        os.utime(path)
+        return True
 
     def read(self, digest: str) -> bytes:
         """Return the bytes of `digest`, checked against it.
@@ -104,7 +101,15 @@ class Objects:
 
     def total(self) -> int:
         """The bytes that all of them take on the disk."""
-        return sum(self.size(path.stem) for path in self.root.rglob("[!.]*") if path.is_file())
+        return sum(state.st_size for _, state in self.scan())
+
+    def scan(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield every file with its state, hidden ones left out; a file that goes is passed by."""
+        yield from _scan(self.root, hidden=False)
+
+    def leftovers(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield the hidden files that killed writers left."""
+        yield from _scan(self.root, hidden=True)
 
     @staticmethod
     def _whole(path: Path, digest: str) -> bool:
@@ -113,3 +118,92 @@ class Objects:
                 return hashlib.file_digest(file, "sha256").hexdigest() == digest
         except OSError:
             return False
+
+
+class Batch:
+    """Objects that are written together, so that the disk is waited for once and not for each.
+
+    `add` writes hidden files, from any thread; `commit` puts all of them under their names, after
+    their bytes are on the disk. Without `commit` nothing stays.
+    """
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._ready: dict[str, Path] = {}
+        self._temps: set[Path] = set()
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for temp in self._temps:
+            with suppress(FileNotFoundError):
+                temp.unlink()
+
+    def add(self, data: bytes | Iterable[bytes], expected: str | None = None) -> str:
+        """Write `data`, wait until it is on the disk, and return its digest.
+
+        Raises:
+            OutOfSpace: no space, or a folder that cannot be written.
+            StoreCorrupt: `data` has another digest than `expected`.
+        """
+        if isinstance(data, bytes) and self._objects.kept(digest := sha256(data)):
+            return digest
+        hashed = hashlib.sha256()
+        temp = self._objects.root / f".{secrets.token_hex(8)}.tmp"
+        with disk_errors(self._objects.root):
+            self._temps.add(temp)
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+            with os.fdopen(os.open(temp, flags, READ_ONLY), "wb") as file:
+                step("file made")
+                for chunk in (data,) if isinstance(data, bytes) else data:
+                    hashed.update(chunk)
+                    file.write(chunk)
+                    step("part written")
+                sync_file(file)
+                step("file synced")
+        digest = hashed.hexdigest()
+        if expected is not None and digest != expected:
+            raise StoreCorrupt(
+                f"The {self._objects.what} {expected[:12]} arrived with other bytes than its name "
+                "says, and was not kept; fetch it again, or from another copy."
+            )
+        self._ready[digest] = temp
+        return digest
+
+    def commit(self) -> None:
+        """Put what was added under its names.
+
+        Raises:
+            OutOfSpace: a folder that cannot be written.
+        """
+        folders: dict[Path, None] = {}
+        with disk_errors(self._objects.root):
+            for digest, temp in self._ready.items():
+                if self._objects.kept(digest):
+                    continue
+                path = self._objects.path(digest)
+                path.parent.mkdir(exist_ok=True)
+                step("folder made")
+                # Replacing is safe: two writers of one digest have the same bytes, and a file that
+                # was damaged is mended.
+                temp.replace(path)
+                step("file named")
+                folders[path.parent] = None
+            for folder in (*folders, self._objects.root) if folders else ():
+                sync_folder(folder)
+                step("folder synced")
+        self._ready.clear()
+
+
+def _scan(folder: Path, hidden: bool) -> Iterator[tuple[Path, os.stat_result]]:
+    try:
+        rows = sorted(os.scandir(folder), key=lambda row: row.name)
+    except FileNotFoundError:
+        return
+    for row in rows:
+        with suppress(FileNotFoundError):
+            if row.is_dir(follow_symlinks=False):
+                yield from _scan(Path(row.path), hidden)
+            elif row.name.startswith(".") == hidden:
+                yield Path(row.path), row.stat(follow_symlinks=False)

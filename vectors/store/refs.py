@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vectors.errors import NameNotFound
 from vectors.store.database import Database
@@ -12,24 +12,31 @@ from vectors.store.reference import Reference
 
 __all__ = ["NEWEST", "SELECT", "Ref", "Refs", "living"]
 
-SELECT = """SELECT names.name, names.kind, refs.revision, refs.digest, refs.created
-            FROM refs JOIN names ON names.id = refs.name_id WHERE names.deleted IS NULL"""
+SELECT = """SELECT names.name, names.kind, refs.revision, refs.digest, refs.created,
+                   entries.base, entries.bytes
+            FROM refs JOIN names ON names.id = refs.name_id
+            LEFT JOIN entries ON entries.digest = refs.digest
+            WHERE names.deleted IS NULL"""
 NEWEST = "ORDER BY refs.revision DESC LIMIT 1"
 FIND = f"""{SELECT} AND names.name = ?1
            AND (?2 IS NULL OR refs.revision = ?2)
            AND (?3 IS NULL OR substr(refs.created, 1, 10) <= ?3)
-           AND (?4 IS NULL OR substr(refs.digest, 1, length(?4)) = ?4) {NEWEST}"""
+           AND (?4 IS NULL OR substr(refs.digest, 1, length(?4)) = ?4)
+           AND (?5 IS NULL OR refs.revision =
+                (SELECT revision FROM tags WHERE name_id = names.id AND tag = ?5)) {NEWEST}"""
 
 
 @dataclass(frozen=True)
 class Ref:
-    """One revision of one name."""
+    """One revision of one name; base ("" is none) and bytes are None where no index has them."""
 
     name: str
     kind: str
     revision: int
     digest: str
     created: str
+    base: str | None = field(default=None, compare=False)
+    bytes: int | None = field(default=None, compare=False)
 
 
 class Refs:
@@ -47,7 +54,7 @@ class Refs:
         with self._database.read() as db:
             if living(db, reference.name) is None:
                 return None
-            asked = (reference.revision, reference.until, reference.digest)
+            asked = (reference.revision, reference.until, reference.digest, reference.tag)
             row = db.execute(FIND, (reference.name, *asked)).fetchone()
         if row is None:
             raise NameNotFound(
