@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -14,7 +15,7 @@ from vectors.store.database import Database, now
 from vectors.store.manifests import Digest, FileName
 from vectors.store.objects import Objects
 
-__all__ = ["Attestations"]
+__all__ = ["Attestations", "Row"]
 
 
 class _Attestation(BaseModel):
@@ -26,6 +27,21 @@ class _Attestation(BaseModel):
     kind: str
     payload: dict[str, JsonValue]
     files: dict[FileName, Digest] = {}
+
+
+@dataclass(frozen=True)
+class Row:
+    """That the object `object` attests something to the entry `digest`."""
+
+    digest: str
+    kind: str
+    object: str
+    created: str
+
+    @property
+    def key(self) -> str:
+        """Its place in a remote."""
+        return f"attestations/{self.digest}/{self.object}.json"
 
 
 class Attestations:
@@ -88,6 +104,55 @@ class Attestations:
             if said is not None:
                 found[row["digest"]] = said
         return found
+
+    def objects(self, digests: Container[str]) -> set[str]:
+        """The objects that hold the attestations of `digests`, with their files.
+
+        Raises:
+            StoreCorrupt: one that is missing or damaged.
+        """
+        with self._database.read() as db:
+            rows = db.execute("SELECT digest, object FROM attestations").fetchall()
+        found = {row["object"] for row in rows if row["digest"] in digests}
+        return found | {stored for o in found for stored in self.needs(o)}
+
+    def needs(self, stored: str, about: str = "") -> tuple[str, ...]:
+        """The objects that the attestation in the object `stored` has as files.
+
+        Raises:
+            StoreCorrupt: one that is missing, damaged, written by a newer version, or not about
+                the entry `about`, where that is given.
+        """
+        found = self._read(stored)
+        if about and found.digest != about:
+            raise StoreCorrupt(
+                f"The attestation {stored[:12]} is about {found.digest[:12]}, and was given for "
+                f"{about[:12]}; attest that entry again."
+            )
+        return tuple(found.files.values())
+
+    def rows(self, digests: Container[str]) -> list[Row]:
+        """The attestations of `digests`, the oldest first, each object once."""
+        with self._database.read() as db:
+            rows = db.execute(
+                "SELECT digest, kind, object, min(created) AS created FROM attestations "
+                "GROUP BY digest, object ORDER BY min(id)"
+            ).fetchall()
+        return [Row(*row) for row in rows if row["digest"] in digests]
+
+    def adopt(self, rows: Iterable[Row]) -> int:
+        """Take over attestations whose objects are here; return how many were new."""
+        added = 0
+        for row in sorted(rows, key=lambda row: row.created):
+            passed = _passed(self._read(row.object).payload)
+            with self._database.change() as db:
+                added += db.execute(
+                    """INSERT INTO attestations (digest, kind, object, created, passed)
+                       SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS
+                       (SELECT 1 FROM attestations WHERE digest = ?1 AND object = ?3)""",
+                    (row.digest, row.kind, row.object, row.created, passed),
+                ).rowcount
+        return added
 
     def _read(self, stored: str) -> _Attestation:
         try:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from vectors.store.database import Database
 
-__all__ = ["Leases", "holders"]
+__all__ = ["Leases", "alive", "holders"]
 
 DAY = 86_400.0
 
@@ -51,12 +51,13 @@ def holders(db: sqlite3.Connection, digests: Sequence[str]) -> list[str]:
         {
             f"{row['holder']} (process {row['pid']})"
             for row in rows
-            if row["digest"] in wanted and _alive(row["pid"])
+            if row["digest"] in wanted and alive(row["pid"])
         }
     )
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process has this number now."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -5,7 +5,7 @@ Several processes may use one library at once; `catalog.py` says how it lies on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from vectors.errors import InputError, ModelMismatch
 from vectors.formats.native import vector_bytes
 from vectors.store.attestations import Attestations
 from vectors.store.catalog import NONE, Entry
+from vectors.store.check import Checked, Checker
+from vectors.store.collect import GRACE, RETENTION, Collection, Collector
+from vectors.store.exchange import Exchange, Transfer
 from vectors.store.histories import Histories
 from vectors.store.manifests import Manifest
 from vectors.store.payloads import (
@@ -25,6 +28,7 @@ from vectors.store.payloads import (
     read_tuned,
     write_task,
 )
+from vectors.store.remote import Remote
 from vectors.tasks.recipes import Recipe
 from vectors.types import SteeringVector
 
@@ -210,6 +214,69 @@ class Library(Histories):
     def passed(self, kind: str = "verdict") -> dict[str, bool]:
         """Whether the newest attestation of `kind` says `passed`, for every entry that has one."""
         return self._attestations.passed(kind)
+
+    def gc(
+        self, *, retention: float = RETENTION, grace: float = GRACE, dry_run: bool = False
+    ) -> Collection:
+        """Remove what nothing has meant for `retention` seconds and is older than `grace` seconds.
+
+        A dry run says what would go and removes nothing.
+
+        Raises:
+            InputError: a negative time.
+            StoreCorrupt: a manifest that is needed is damaged; nothing is removed.
+            BackendUnavailable: something is being saved for longer than the collector waits.
+        """
+        parts = (self._database, self.objects, self.manifests, self._attestations, self._gate)
+        return Collector(*parts).collect(retention, grace, dry_run)
+
+    def fsck(self, progress: Progress = lambda share, words: None) -> Checked:
+        """Check every byte and every reference; damage is moved to `quarantine/`, never deleted.
+
+        Raises:
+            OutOfSpace: damage that cannot be moved aside.
+        """
+        parts = (self._database, self.objects, self.manifests, self._attestations)
+        with self._gate.shared():
+            return Checker(*parts, self.root / "quarantine").check(progress)
+
+    def push(
+        self, url: str, names: Sequence[str] = (), progress: Progress | None = None
+    ) -> Transfer:
+        """Bring the copy at `url` (a folder, s3://bucket/prefix) up to this library.
+
+        Raises:
+            NameNotFound: no such name here.
+            NameTaken: a name has other revisions there; the others were pushed.
+            BackendUnavailable: the copy cannot be reached or refuses.
+            StoreCorrupt: something that is needed is damaged.
+        """
+        with self._gate.shared():
+            return self._exchange(Remote(url), progress).push(names)
+
+    def pull(
+        self,
+        url: str,
+        names: Sequence[str] = (),
+        *,
+        as_name: str = "",
+        progress: Progress | None = None,
+    ) -> Transfer:
+        """Bring this library up to the copy at `url`; `as_name` renames the one that is named.
+
+        Raises:
+            InputError: no library there, or `as_name` without exactly one name.
+            NameNotFound: no such name there.
+            NameTaken: a name has other revisions here; the others were pulled.
+            BackendUnavailable: the copy cannot be reached or refuses.
+            StoreCorrupt: something there is damaged; it is not kept.
+        """
+        with self._gate.shared():
+            return self._exchange(Remote(url, make=False), progress).pull(names, as_name)
+
+    def _exchange(self, remote: Remote, progress: Progress | None) -> Exchange:
+        watch = progress or (lambda share, words: None)
+        return Exchange(self, self._attestations, remote, watch)
 
     def _vector(
         self,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
 from vectors.errors import InputError, NameNotFound, StoreCorrupt
-from vectors.formats.canonical import canonical_json
+from vectors.formats.canonical import canonical_json, sha256
 from vectors.store.objects import Objects
 
 __all__ = ["Kind", "Manifest", "Manifests", "TensorPart"]
@@ -137,8 +137,21 @@ class Manifests(Objects):
             NameNotFound: text that is not a digest.
             StoreCorrupt: missing, damaged, or written by a newer version.
         """
+        return self.parse(digest, self.read(digest))
+
+    def parse(self, digest: str, data: bytes) -> Manifest:
+        """Return the manifest of `digest` from its bytes, wherever they came from.
+
+        Raises:
+            StoreCorrupt: other bytes than the digest says, or content of a newer version.
+        """
+        if sha256(data) != digest:
+            raise StoreCorrupt(
+                f"The manifest {digest[:12]} arrived with other bytes than its name says; "
+                "fetch it again, or from another copy."
+            )
         try:
-            return Manifest.model_validate_json(self.read(digest))
+            return Manifest.model_validate_json(data)
         except ValidationError as error:
             raise StoreCorrupt(
                 f"The manifest {digest[:12]} in {self.root} has content that this version does not "
