@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from vectors.errors import InputError, NameTaken, OutOfSpace
+from workbench.commands import library_history, library_upkeep
 from workbench.commands.results import draw_verdict
 from workbench.commands.shared import Session, command
 from workbench.commands.show import facts, lines, size
@@ -34,7 +35,7 @@ LOG = {
     "revision": "revision",
     "digest": "digest",
 }
-Ref = Annotated[str, typer.Argument(help="A name, name@revision, or a digest.")]
+Ref = Annotated[str, typer.Argument(help="A name, name@3, name@2026-11-22, name@tag or digest.")]
 Name = Annotated[str, typer.Argument(help="A name of 'library list'.")]
 NewName = Annotated[str, typer.Option("--name", help="The name to keep the result under.")]
 Terms = Annotated[str, typer.Argument(help="Task terms, such as a=1,b=-0.5.")]
@@ -61,11 +62,13 @@ def show(session: Session, ref: Ref) -> None:
     """Show an entry: what it is, where it comes from, and its newest verdict."""
     row = _entry(session, session.wb.library.get(ref))
     verdict = session.wb.verdict(ref)
-    plain = {k: v for k, v in row.items() if k not in ("info", "bytes")}
+    row["tags"] = session.wb.library.tags(row["name"])
+    plain = {k: v for k, v in row.items() if k not in ("info", "bytes", "tags")}
     info = {k: v for k, v in row["info"].items() if isinstance(v, str | int | float)}
 
     def draw(out: Console) -> None:
-        out.print(facts({**plain, **info, "size": size(row["bytes"])}))
+        tags = ", ".join(f"{tag} ({number})" for tag, number in row["tags"].items())
+        out.print(facts({**plain, **info, "tags": tags or None, "size": size(row["bytes"])}))
         if verdict is not None:
             out.print()
             draw_verdict(out, verdict)
@@ -198,6 +201,10 @@ def import_(
     vector = read_vector(file)
     entry = session.wb.library.save_vector(name or file.stem, vector)
     _kept(session, _entry(session, entry))
+
+
+library_history.add_to(app)
+library_upkeep.add_to(app)
 
 
 def _kept(session: Session, kept: dict[str, Any]) -> None:

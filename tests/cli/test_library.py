@@ -1,0 +1,79 @@
+"""`workbench library`: tags, pins, reverts, differences, gc, fsck, push and pull."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vectors.types import SteeringVector
+from workbench.service import Workbench
+
+
+@pytest.fixture(autouse=True)
+def kept(home: Path) -> Any:
+    """A library with two revisions of one vector."""
+    library = Workbench(home).library
+    for number in (1, 2):
+        v_D = torch.tensor([0.6, 0.8])
+        library.save_vector("kind", SteeringVector("ab" * 32, {0: v_D}, {0: 1.0}, 0, {"n": number}))
+    return library
+
+
+def test_tag_pin_revert_diff(workbench: Any, kept: Any) -> None:
+    assert workbench("library", "tag", "kind@1", "first", "--json").json["tag"] == "first"
+    assert workbench("library", "show", "kind@first", "--json").json["tags"] == {"first": 1}
+    assert "first (1)" in workbench("library", "show", "kind").out
+    assert workbench("library", "pin", "kind@1", "--reason", "the paper's").code == 0
+    assert "the paper's" in workbench("library", "pins").out
+    assert workbench("library", "unpin", "kind@1").code == 0
+    assert "n: 1 -> 2" in workbench("library", "diff", "kind@1").out
+    assert workbench("library", "diff", "kind@1", "kind@2", "--json").json["info"] == {"n": [1, 2]}
+    assert workbench("library", "revert", "kind", "--json").json["revision"] == 3
+    assert "bit for bit" in workbench("library", "diff", "kind@1", "kind").out
+    assert workbench("library", "untag", "kind", "first").code == 0
+
+
+def test_gc_and_fsck(workbench: Any, kept: Any) -> None:
+    dry = workbench("library", "gc", "--dry-run", "--json").json
+    assert (dry["dry_run"], dry["bytes"]) == (True, 0)
+    assert "Removed 0 entries" in workbench("library", "gc").out
+    assert "Nothing is wrong." in workbench("library", "fsck").out
+    (stored,) = kept.get("kind").manifest.objects()
+    kept.objects.path(stored).unlink()
+    told = workbench("library", "fsck", "--json")
+    assert (told.code, told.json["clean"], told.json["faults"][0]["kind"]) == (1, False, "missing")
+    assert "save its entry again" in workbench("library", "fsck").out
+
+
+def test_push_and_pull(workbench: Any, tmp_path: Path) -> None:
+    pytest.importorskip("obstore", reason="push and pull need obstore")
+    copy, other = str(tmp_path / "copy"), str(tmp_path / "other")
+    assert workbench("library", "push", copy, "--json").json["names"] == {"kind": "new"}
+    assert "1 names were up to date" in workbench("library", "push", copy).out
+    told = workbench("library", "pull", copy, "kind", "--as", "gentle", "--home", other, "--json")
+    assert told.json["names"] == {"gentle": "new"}
+    rows = workbench("library", "list", "--home", other, "--json").json["entries"]
+    assert [(row["name"], row["revision"]) for row in rows] == [("gentle", 2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (["tag", "kind", "deadbeef"], "GrammarError"),
+        (["untag", "kind", "none"], "NameNotFound"),
+        (["unpin", "kind"], "NameNotFound"),
+        (["revert", "kind@2"], "InputError"),
+        (["diff", "kind", "nothing"], "NameNotFound"),
+        (["gc", "--grace", "-1"], "InputError"),
+        (["push", "ftp://host/x"], "InputError"),
+        (["pull", "/nowhere-to-be-found"], "InputError"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_errors_are_one_sentence(workbench: Any, arguments: list[str], kind: str) -> None:
+    told = workbench("library", *arguments)
+    assert told.code == 2 and told.err.count("\n") == 1 and told.err.endswith(".\n"), told.err
+    assert workbench("library", *arguments, "--json").json["error"]["kind"] == kind
