@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
@@ -55,12 +56,13 @@ def die(work: Work, folder: Path, number: int) -> None:
 
 
 def _killer(number: int) -> Callable[[str], None]:
-    left = [number]
+    left, lock = [number], threading.Lock()
 
     def look(_: str) -> None:
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with lock:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     return look
 
@@ -79,8 +81,9 @@ def readable(library: Library) -> dict[str, str]:
     return found
 
 
-def push_to(root: Path, url: str) -> None:
-    """Push all of a library."""
+def push_to(root: Path, url: str, environment: Mapping[str, str]) -> None:
+    """Push all of a library; a forked process has the environment of its server, not of the test."""
+    os.environ.update(environment)
     Library(root).push(url)
 
 
