@@ -94,12 +94,3 @@ def push_work(folder: Path) -> None:
         Library(folder / "library").push(str(folder / "copy"))
     finally:
         exchange.WORKERS = usual
-
-
-def pull_work(folder: Path) -> None:
-    """Pull, one thing after the other."""
-    exchange.WORKERS, usual = 1, exchange.WORKERS
-    try:
-        Library(folder / "other").pull(str(folder / "copy"))
-    finally:
-        exchange.WORKERS = usual
