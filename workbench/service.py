@@ -17,7 +17,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -383,16 +383,65 @@ class Workbench:
             )
         return rows
 
-    def combine(self, name: str, terms: str) -> dict[str, Any]:
-        """Keep `terms` (name=weight, joined by commas) as a recipe called `name`.
+    def combine(
+        self,
+        name: str,
+        terms: str,
+        method: str = "linear",
+        options: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Keep `terms` (name=weight, joined by commas), merged by `method`, as a recipe.
 
-        A recipe is recomputed from the base, so leaving a term out removes that behaviour exactly.
+        A recipe is recomputed from the base, so leaving a term out removes that behaviour exactly,
+        whatever the method.
+
+        Args:
+            method: one of `merge_methods`; "linear" adds.
+            options: the method's own, the others at their defaults.
+
+        Raises:
+            NameNotFound: no such task vector, recipe or method.
+            InputError: options that the method does not have, or out of bounds.
         """
         from workbench.engines.weights import save_recipe  # noqa: PLC0415  # help is light
 
-        entry = save_recipe(self.library, self.model(), check_name(name), parse_tasks(terms))
+        entry = save_recipe(
+            self.library, self.model(), check_name(name), parse_tasks(terms), method, options or {}
+        )
         kept = {"name": entry.name, "revision": entry.revision, "digest": entry.digest}
-        return {**kept, "terms": terms}
+        return {**kept, "terms": terms, "method": method}
+
+    def merge_methods(self) -> list[dict[str, Any]]:
+        """The ways to merge: `name`, `summary`, `paper`, `code`, `differs`, `least` and `options`.
+
+        The options are a JSON schema's properties, each with `description` and `default`.
+        """
+        from vectors.tasks.registry import METHODS  # noqa: PLC0415  # help is light
+
+        return [
+            {
+                **{key: getattr(m, key) for key in ("name", "summary", "paper", "code", "least")},
+                "differs": list(m.differs),
+                "options": m.parameters.model_json_schema().get("properties", {}),
+            }
+            for m in METHODS.values()
+        ]
+
+    def interference(self, tasks: str) -> dict[str, Any]:
+        """How task vectors get in each other's way: cosine, sign conflict, overlap, by layer.
+
+        Args:
+            tasks: names joined by commas; weights play no part.
+
+        Raises:
+            NameNotFound: no such task vector.
+            InputError: fewer than two.
+            ModelMismatch: one of another base.
+        """
+        from workbench.engines.weights import interference_of  # noqa: PLC0415  # help is light
+
+        names = [part.partition("=")[0].strip() for part in tasks.split(",")]
+        return interference_of(self.library, self.model(), [name for name in names if name])
 
     def negate(self, task: str, name: str) -> dict[str, Any]:
         """Keep the opposite of a task vector as a recipe."""

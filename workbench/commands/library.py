@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from vectors.errors import InputError, NameTaken, OutOfSpace
-from workbench.commands import library_history, library_upkeep
+from workbench.commands import library_history, library_merge, library_upkeep
 from workbench.commands.results import draw_verdict
 from workbench.commands.shared import Session, command
 from workbench.commands.show import facts, lines, size
@@ -204,6 +204,7 @@ def import_(
 
 
 library_history.add_to(app)
+library_merge.add_to(app)
 library_upkeep.add_to(app)
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from vectors.errors import ModelMismatch, OutOfSpace
 from vectors.grammar import TaskTerm, format_tasks
 from vectors.store import Entry, Library
-from vectors.tasks import Recipe, materialise
-from vectors.tasks.arithmetic import add, scale
+from vectors.store.checkpoint import Checkpoint
+from vectors.tasks import Operation, Recipe, interference, materialise
+from vectors.tasks.arithmetic import add, merged_by, scale
+from vectors.tasks.interference import deltas_of
+from vectors.tasks.merge import check_count
+from vectors.tasks.sources import LibraryTerm
 from workbench.models.catalog import Model
 from workbench.settings import Home
 
-__all__ = ["materialised", "recipe_of", "save_recipe"]
+__all__ = ["interference_of", "materialised", "recipe_of", "save_recipe"]
 
 Report = Callable[[float, str], None]
 
@@ -82,11 +88,48 @@ def _make_room(home: Home, model: Model) -> None:
         )
 
 
-def save_recipe(library: Library, model: Model, name: str, terms: Sequence[TaskTerm]) -> Entry:
-    """Keep `terms` under `name` as a recipe.
+def save_recipe(
+    library: Library,
+    model: Model,
+    name: str,
+    terms: Sequence[TaskTerm],
+    method: str = "linear",
+    options: Mapping[str, Any] | None = None,
+) -> Entry:
+    """Keep `terms`, merged by `method`, under `name` as a recipe.
 
     Raises:
         NameTaken: the name belongs to something else.
+        NameNotFound: no such method, task vector or recipe.
+        InputError: options that the method does not have, too few terms for it, or a recipe of
+            another method among the terms.
     """
     recipe = recipe_of(library, model, terms)
+    if method != "linear" or options:
+        recipe = merged_by(Operation.of(method, options or {}), recipe)
+        check_count(recipe.op.row, len(recipe.terms))
     return library.save_recipe(name, recipe, info={"written": format_tasks(terms)})
+
+
+def interference_of(library: Library, model: Model, refs: Sequence[str]) -> dict[str, Any]:
+    """Compare task vectors of `model` pair by pair, as plain JSON.
+
+    Raises:
+        NameNotFound: no such task vector.
+        ModelMismatch: one of another base.
+        InputError: fewer than two different ones.
+    """
+    checkpoint = Checkpoint(model.folder)
+    terms: dict[str, LibraryTerm] = {}
+    for ref in refs:
+        entry = library.get(ref, kind=("task-vector",))
+        task = library.task_by_digest(entry.digest, model.base)
+        terms[ref] = LibraryTerm(ref, library, task, checkpoint)
+    moved = [name for name in checkpoint if any(term.changes(name) for term in terms.values())]
+    found = interference(list(terms), moved, deltas_of(checkpoint, list(terms.values())))
+    return {
+        "density": found.density,
+        "norms": dict(found.norms),
+        "whole": [asdict(pair) for pair in found.whole],
+        "layers": {name: [asdict(p) for p in pairs] for name, pairs in found.layers.items()},
+    }
