@@ -17,6 +17,7 @@ from workbench.commands import (
     bench,
     contrast,
     doctor,
+    exchange,
     generate,
     library,
     models,
@@ -80,6 +81,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(contrast.app, name="contrast")
 generate.add_to(app)
 work.add_to(app)
+exchange.add_to(library.app)
 app.add_typer(library.app, name="library")
 app.add_typer(runs.app, name="runs")
 serve.add_to(app)

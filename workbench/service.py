@@ -452,6 +452,18 @@ class Workbench:
         terms = [type(t)(t.name, t.weight * weight, t.revision) for t in parse_tasks(task)]
         return self.combine(name, format_tasks(terms))
 
+    def export(self, ref: str, path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
+        """Write an entry as another program's file; see `workbench.exchange.export_entry`."""
+        from workbench.exchange import export_entry  # noqa: PLC0415  # help is light
+
+        return export_entry(self, ref, Path(path), **options)
+
+    def import_(self, path: str | os.PathLike[str], name: str, **options: Any) -> dict[str, Any]:
+        """Keep another program's file as an entry; see `workbench.exchange.import_entry`."""
+        from workbench.exchange import import_entry  # noqa: PLC0415  # help is light
+
+        return import_entry(self, Path(path), name, **options)
+
     def close(self) -> None:
         """Stop what this process started."""
         self.stop_engine()

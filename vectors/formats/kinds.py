@@ -28,6 +28,8 @@ from vectors.formats.svec import SVEC, read_svec
 __all__ = ["AUTO", "FORMATS", "Format", "choose", "detect", "read_foreign"]
 
 AUTO = "auto"
+LORA_CONFIG = "adapter_config.json"
+CHECKPOINT_FILES = ("model.safetensors", "model.safetensors.index.json")
 Holds = Literal["steering-vector", "task-vector", "recipe"]
 
 
@@ -41,6 +43,7 @@ class Format:
         holds: the kind of entry; a recipe goes out wherever a task vector does.
         suffix: of its file; empty for a folder.
         reads, writes: whether it comes in, and goes out.
+        sure: it loses nothing, so that a suffix is enough to ask for it.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Format:
     suffix: str
     reads: bool = True
     writes: bool = True
+    sure: bool = True
 
 
 FORMATS: Mapping[str, Format] = {
@@ -62,6 +66,9 @@ FORMATS: Mapping[str, Format] = {
         Format(SVEC, "CAST and AISteer360", "steering-vector", ".svec"),
         Format(PERSONA, "persona vectors as safetensors", "steering-vector", ".safetensors"),
         Format(PERSONA_PT, "persona vectors as .pt", "steering-vector", ".pt", writes=False),
+        Format("checkpoint", "Hugging Face checkpoint folder", "task-vector", ""),
+        Format("lora", "PEFT LoRA folder", "task-vector", "", sure=False),
+        Format("mergekit", "mergekit recipe", "recipe", ".yml", writes=False),
     )
 }  # fmt: skip
 
@@ -88,6 +95,8 @@ def detect(path: Path) -> str:
         return _tensors(path)
     if path.suffix == ".svec" and data.lstrip()[:1] == b"{":
         return SVEC
+    if path.suffix in (".yml", ".yaml"):
+        return "mergekit"
     if data.startswith((b"PK\x03\x04", b"\x80")):
         raise VectorFileError(
             f"{path} is a pickle, which can run code when it is read; load it where you trust it "
@@ -106,10 +115,11 @@ def choose(format: str, path: Path, holds: Holds) -> Format:
     Raises:
         InputError: no such format, one for another kind, or a suffix that shows none.
     """
-    fitting = [r for r in FORMATS.values() if r.writes and r.holds == holds]
+    kind = "task-vector" if holds == "recipe" else holds
+    fitting = [r for r in FORMATS.values() if r.writes and r.holds == kind]
     names = ", ".join(row.name for row in fitting)
     if format == AUTO:
-        found = next((row for row in fitting if row.suffix == path.suffix.lower()), None)
+        found = next((r for r in fitting if r.sure and r.suffix == path.suffix.lower()), None)
         if found is None:
             raise InputError(
                 f"'{path.name}' does not show the format to write a {holds} in; "
@@ -145,7 +155,21 @@ def read_foreign(path: Path, format: str) -> Foreign:
 
 
 def _folder(path: Path) -> str:
-    raise VectorFileError(f"{path} is a folder; name a file.")
+    adapter = (path / LORA_CONFIG).is_file()
+    weights = any((path / name).is_file() for name in CHECKPOINT_FILES)
+    if adapter and weights:
+        raise VectorFileError(
+            f"{path} holds both an adapter and a whole model; give --format lora or "
+            "--format checkpoint."
+        )
+    if adapter:
+        return "lora"
+    if weights:
+        return "checkpoint"
+    raise VectorFileError(
+        f"{path} is a folder with neither {LORA_CONFIG} nor {CHECKPOINT_FILES[0]}; name a "
+        "checkpoint, an adapter or a file."
+    )
 
 
 def _tensors(path: Path) -> str:

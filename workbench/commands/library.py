@@ -171,38 +171,6 @@ def materialise(
     session.answer({"out": str(target), "weights": weights}, lambda out: out.print(words))
 
 
-@command(app, "export")
-def export(
-    session: Session,
-    ref: Annotated[str, typer.Argument(help="A steering vector.")],
-    out: Annotated[Path, typer.Option("--out", help="The file to write, .safetensors.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
-) -> None:
-    """Write a steering vector as a file of its own."""
-    from vectors.formats.native import write_vector  # noqa: PLC0415  # imports torch
-
-    entry, vector = session.wb.library.load_vector(ref)
-    if out.exists() and not force:
-        raise NameTaken(f"{out} exists; give --force to replace it.")
-    write_vector(out, vector)
-    words = f"Wrote {ref} to {out} ({size(out.stat().st_size)})."
-    session.answer({"out": str(out), "digest": entry.digest}, lambda console: console.print(words))
-
-
-@command(app, "import")
-def import_(
-    session: Session,
-    file: Annotated[Path, typer.Argument(help="A steering-vector file of 'library export'.")],
-    name: Annotated[str, typer.Option("--name", help="Default: the file's name.")] = "",
-) -> None:
-    """Keep a steering vector from a file."""
-    from vectors.formats.native import read_vector  # noqa: PLC0415  # imports torch
-
-    vector = read_vector(file)
-    entry = session.wb.library.save_vector(name or file.stem, vector)
-    _kept(session, _entry(session, entry))
-
-
 library_history.add_to(app)
 library_merge.add_to(app)
 library_upkeep.add_to(app)
