@@ -13,6 +13,7 @@ import gradio as gr
 from ui.help import guide, help_for
 from ui.markup import facts, lead, log_box, note, number, progress, seconds, size
 from ui.session import Session, notice, say, told, typed
+from ui.tabs.exchange import bring_in, lay_out, make_file
 from vectors.errors import InputError
 
 __all__ = ["build", "when"]
@@ -58,6 +59,7 @@ def build(session: Session) -> gr.Tab:
         details = _details()
         _acts(session, entry, shelf)
         _recipes(session, entry, shelf)
+        _files(session, entry, shelf)
         _runs(session, tab)
 
     def fill(chosen: str | None) -> tuple[Any, ...]:
@@ -280,6 +282,32 @@ def _recipes(session: Session, entry: gr.Dropdown, shelf: list[Any]) -> None:
     combine.click(told(3)(combined), [terms, name], shelf, **QUIET)
     negate.click(told(3)(negated), [entry, name], shelf, **QUIET)
     scale.click(told(3)(scaled), [entry, weight, name], shelf, **QUIET)
+
+
+def _files(session: Session, entry: gr.Dropdown, shelf: list[Any]) -> None:
+    parts = lay_out()
+
+    def made(chosen: str | None, format: str) -> tuple[Any, ...]:
+        path = make_file(session, _named(chosen), format)
+        return say(note(f"'{path.name}' is ready.", "good")), gr.update(
+            visible=True, value=str(path)
+        )
+
+    def brought(
+        path: str | None,
+        name: str,
+        format: str,
+        doses: str,
+        block: float | None,
+        chosen: str | None,
+    ) -> tuple[Any, ...]:
+        told = bring_in(session, path, typed(name), format, doses, block, chosen)
+        words = f"Kept '{told['name']}' revision {told['revision']}, a {told['kind']}."
+        return (say(note([words, *told["notes"]], "good")), *_filled(session, told["name"]))
+
+    parts["make"].click(told(1)(made), [entry, parts["out"]], [shelf[0], parts["got"]], **QUIET)
+    inputs = [parts[key] for key in ("file", "name", "kind", "doses", "block")]
+    parts["bring"].click(told(3)(brought), [*inputs, entry], shelf, **QUIET)
 
 
 # -- runs ---------------------------------------------------------------------------------------
