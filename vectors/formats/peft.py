@@ -26,15 +26,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vectors.errors import InputError, ShapeMismatch, VectorFileError
+from vectors.tasks.lowrank import low_rank
 
-__all__ = ["CONFIG", "WEIGHTS", "Adapter", "LoraFit", "fit_lora", "low_rank", "read_lora"]
+__all__ = ["CONFIG", "WEIGHTS", "Adapter", "LoraFit", "fit_lora", "read_lora"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head")
 MOST_CONFIG = 1 << 20
-SPARE = 10  # more directions than asked for make the last ones asked for right as well
 
 # Of the configuration's fields, those that say nothing about what the saved factors mean.
 SILENT = frozenset(
@@ -320,10 +320,9 @@ def fit_lora(
             lost[name] = sizes[name]
         elif sizes[name]:
             delta = delta.T.contiguous() if inputs_first else delta
-            up_OR, down_RI = low_rank(delta, rank=rank, error=error, seed=seed)
-            pairs[name] = up_OR, down_RI
-            gone = (delta.double() - up_OR.double() @ down_RI.double()).square().sum()
-            lost[name] = float(gone)
+            fit = low_rank(delta, rank=rank, error=error, seed=seed)
+            pairs[name] = fit.up_OR, fit.down_RI
+            lost[name] = fit.error**2 * sizes[name]
     whole = sum(sizes.values())
     if not pairs or not whole:
         raise InputError(
@@ -346,50 +345,6 @@ def fit_lora(
         errors={n: math.sqrt(lost[n] / sizes[n]) if sizes[n] else 0.0 for n in lost},
         left_out=left_out,
     )
-
-
-def low_rank(
-    delta_OI: Tensor, *, rank: int | None = None, error: float | None = None, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Return `B [O, R]` and `A [R, I]`, fp32, with `B A` the leading part of `delta`.
-
-    Source: Halko, Martinsson, Tropp, "Finding structure with randomness" (arXiv:0909.4061),
-    algorithms 4.4 and 5.1.
-
-    Args:
-        rank: R, or the smaller side if that is less; or
-        error: the smallest R found with `|delta - B A| / |delta|` below it.
-    """
-    side = min(delta_OI.shape)
-    size = float(delta_OI.double().norm())
-    columns = min(side, rank if rank is not None else 16)
-    while True:
-        left_OK, s_K, right_KI = _spectrum(delta_OI, columns, seed)
-        if rank is not None:
-            keep = min(rank, len(s_K))
-            break
-        rest = (size**2 - s_K.double().square().cumsum(0)).clamp_min(0).sqrt() / size
-        # Below fp32's own rounding, no rank helps.
-        enough = (rest <= (error or 0.0) * 0.999).nonzero()
-        if len(enough) or columns == side:
-            keep = int(enough[0]) + 1 if len(enough) else side
-            break
-        columns = min(side, 2 * columns)
-    root_K = s_K[:keep].sqrt()
-    return left_OK[:, :keep] * root_K, root_K[:, None] * right_KI[:keep]
-
-
-def _spectrum(delta_OI: Tensor, columns: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    if columns + SPARE >= min(delta_OI.shape) // 2:
-        return torch.linalg.svd(delta_OI, full_matrices=False)
-    start = torch.Generator().manual_seed(seed)
-    q_IK = torch.randn(delta_OI.shape[1], columns + SPARE, generator=start)
-    q_OK = torch.linalg.qr(delta_OI @ q_IK).Q
-    for _ in range(3):
-        q_IK = torch.linalg.qr(delta_OI.T @ q_OK).Q
-        q_OK = torch.linalg.qr(delta_OI @ q_IK).Q
-    left, s, right = torch.linalg.svd(q_OK.T @ delta_OI, full_matrices=False)
-    return (q_OK @ left)[:, :columns], s[:columns], right[:columns]
 
 
 def _files(
