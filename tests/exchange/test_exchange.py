@@ -356,6 +356,13 @@ models:
     with pytest.raises(ModelMismatch, match="org/else"):
         wb.import_(path, "x", terms={"org/tuned": "task"})
     wb.import_(path, "x", terms={"org/tuned": "task"}, ignore_hint=True)
+    path.write_text(
+        text.replace("task_arithmetic", "ties").replace("weight: 0.5", "weight: 0.5, density: 0.3")
+    )
+    wb.import_(path, "trimmed", terms={"org/tuned": "task"})
+    _, recipe = wb.library.load_recipe("trimmed")
+    assert recipe.op.method == "ties" and recipe.op.options["density"] == 0.3
+    assert (wb.home.weights / wb.weights("trimmed=1") / "config.json").is_file()
 
 
 # -- the command line ---------------------------------------------------------------------------
