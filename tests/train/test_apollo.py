@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vectors.errors import InputError
 from workbench.train.apollo import Apollo
 from workbench.train.projection import projection
-from workbench.train.rounding import stochastic_round
+from workbench.train.rounding import counted_noise, stochastic_round
 
 TALL, WIDE = (24, 10), (10, 24)
 
@@ -36,7 +36,7 @@ def reference(w: Tensor, grads: list[Tensor], *, r, mini, alpha, gap, gamma, lr,
     m = v = before = 0.0
     for t, gradient in enumerate(grads, 1):
         g = gradient.T if turned else gradient
-        p = projection(r, small, (seed, 0, (t - 1) // gap), g.device, g.dtype)
+        p = projection(r, small, seed, (t - 1) // gap, g.device, g.dtype).T / math.sqrt(r)
         R = torch.stack([p @ channel for channel in g])
         m = b1 * m + (1 - b1) * R
         v = b2 * v + (1 - b2) * R**2
@@ -161,12 +161,63 @@ def test_a_step_without_gradient_does_not_stop_the_matrix():
 
 
 def test_projection_is_new_after_refresh_and_the_same_for_one_seed():
-    make = lambda *key: projection(4, 10, key, torch.device("cpu"), torch.float64)  # noqa: E731
-    assert torch.equal(make(1, 2, 3), make(1, 2, 3))
-    assert not torch.equal(make(1, 2, 3), make(1, 2, 4))
-    assert not torch.equal(make(1, 2, 3), make(1, 3, 3))
-    draws = torch.stack([make(i) for i in range(500)])
-    assert draws.var().item() == pytest.approx(1 / 4, rel=0.05)
+    make = lambda *key: projection(4, 10, *key, torch.device("cpu"), torch.float64)  # noqa: E731
+    assert torch.equal(make(1, 2), make(1, 2))
+    assert not torch.equal(make(1, 2), make(1, 3))
+    assert not torch.equal(make(1, 2), make(2, 2))
+    longer = projection(4, 30, 1, 2, torch.device("cpu"), torch.float64)
+    assert torch.equal(make(1, 2), longer[:10])
+    draws = torch.stack([make(i, 0) for i in range(500)])
+    assert set(draws.unique().tolist()) == {-1.0, 1.0}
+    # Signs of different places and seeds are independent: 1 on the diagonal and noise elsewhere.
+    flat = draws.view(500, 40)
+    close = flat.T @ flat / 500 - torch.eye(40, dtype=torch.float64)
+    assert close.abs().max() < 5 / math.sqrt(500)
+
+
+def test_projection_keeps_lengths():
+    x = torch.randn(50, 600, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    P_SR = projection(64, 600, 0, 0, torch.device("cpu"), torch.float64) / 8
+    ratios = ((x @ P_SR).norm(dim=1) / x.norm(dim=1)).square()
+    assert ratios.mean().item() == pytest.approx(1, abs=4 * math.sqrt(2 / 64 / 50))
+    assert ratios.std().item() == pytest.approx(math.sqrt(2 / 64), rel=0.5)
+
+
+def wells(counter: int, key: int, turn: int) -> int:
+    """The mixing function with Python's own numbers."""
+    full = 0xFFFFFFFF
+    x = (counter + key) & full
+    x ^= x >> 17
+    x = x * 0xED5AD4BB & full
+    x ^= x >> 11
+    x = (x + turn) * 0xAC4C1B51 & full
+    x ^= x >> 15
+    x = x * 0x31848BAB & full
+    return x ^ (x >> 14)
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (5, 3), (64, 2), (65, 3), (130, 3), (200, 1)])
+def test_noise_of_an_element_is_a_function_of_its_place(shape):
+    key, turn = -123456789, 987654321
+    noise = counted_noise(shape, key, torch.tensor(turn, dtype=torch.int32))
+    assert noise.shape == shape
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            group, row = divmod(i, 128)
+            word = wells((64 * group + row % 64) * shape[1] + j, key & 0xFFFFFFFF, turn)
+            assert noise[i, j] == (word >> 16 if row >= 64 else word & 0xFFFF)
+
+
+def test_noise_is_uniform_and_independent_from_step_to_step():
+    draws = [counted_noise((256, 64), 5, torch.tensor(t, dtype=torch.int32)) for t in range(40)]
+    flat = torch.stack(draws).double().view(40, -1) / 65536
+    counts = torch.histc(flat, 64, 0, 1)
+    expected = flat.numel() / 64
+    assert ((counts - expected) ** 2 / expected).sum() < 63 + 5 * math.sqrt(126)
+    # Means over the steps of one element, in units of what independent numbers would give.
+    assert (flat.mean(0).std() / math.sqrt(1 / 12 / 40)).item() == pytest.approx(1, abs=0.05)
+    neighbours = torch.corrcoef(torch.stack([flat[:-1].flatten(), flat[1:].flatten()]))[0, 1]
+    assert abs(neighbours) < 5 / math.sqrt(flat.numel())
 
 
 def test_stochastic_rounding_is_unbiased_and_keeps_special_values():
@@ -225,6 +276,27 @@ def test_resumes_exactly_through_a_file_without_pickle(dtype, tmp_path):
     for a, b in zip(whole, second, strict=True):
         assert torch.equal(a, b)
     assert all(s["exp_avg"].dtype == torch.float32 for s in resumed.state.values())
+
+
+def test_calls_can_be_replayed_with_the_numbers_of_later_steps():
+    """As a captured graph does, which reads the same places again."""
+    moved = []
+    for replay in (False, True):
+        parameters = [nn.Parameter(torch.ones(shape)) for shape in (TALL, WIDE, (6,))]
+        for i, parameter in enumerate(parameters):
+            parameter.grad = gradients(tuple(parameter.shape), 1, seed=i)[0].float()
+        optimizer = Apollo(parameters, lr=1e-2, rank=4, refresh=1, weight_decay=0.1)
+        calls = optimizer.prepare()
+        for t in range(3):
+            if t:
+                optimizer.param_groups[0]["lr"] /= 2
+                later = optimizer.prepare()
+                calls = calls if replay else later
+            for call in calls:
+                call()
+        moved.append(parameters)
+    for a, b in zip(*moved, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_groups_can_be_added_and_have_their_own_projections():

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vectors.errors import InputError
-from workbench.train.projection import generator_of
-from workbench.train.rounding import stochastic_round
-from workbench.train.scaling import adam_direction, channel_scaling
+from workbench.train.apollo_kernels import steps_for
+from workbench.train.apollo_steps import make_dials
+from workbench.train.factored import drop_factors, factors_of
+from workbench.train.projection import key_of, projection
 
 __all__ = ["Apollo"]
 
@@ -25,7 +27,7 @@ class Apollo(torch.optim.Optimizer):
 
     For a matrix G `[M, N]` with M >= N (otherwise transposed), channels being its M rows:
 
-        R_t = G_t P^T                              P [R, N] ~ N(0, 1/R), anew every `refresh` steps
+        R_t = G_t P^T                              P [R, N] = +-1/sqrt(R), anew every `refresh` steps
         m_t = b1 m + (1 - b1) R_t,   v_t = b2 v + (1 - b2) R_t^2
         Q_t = m^ / (sqrt(v^) + eps)                m^, v^ corrected for bias
         s_j = ||Q_t[j]|| / ||R_t[j]||              one for each channel; "tensor": one in all
@@ -38,8 +40,11 @@ class Apollo(torch.optim.Optimizer):
     AdamW's step itself.
 
     Moments are float32 `[M, R]`. bfloat16 weights are rounded stochastically. All randomness is a
-    function of (seed, parameter, step), so that the state holds plain tensors and numbers and
-    resumes exactly. A step never waits for the device.
+    function of (seed, parameter, step, element), so that the state holds plain tensors and numbers
+    and resumes exactly. P is of signs, which all matrices share, where the paper draws Gaussian
+    numbers (`workbench.train.projection`). A step never waits for the device. On CUDA it takes a
+    few launches for all matrices together (`steer_kernels.apollo`); a gradient that
+    `workbench.train.factored` keeps as factors is never formed.
 
     Args:
         params: parameters, or groups of them; a group may set every option of its own.
@@ -89,6 +94,8 @@ class Apollo(torch.optim.Optimizer):
             "seed": seed,
             "compat": compat,
         }
+        self._kept: dict[tuple[Any, ...], Tensor] = {}
+        self._made_of: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         super().__init__(params, options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -99,16 +106,41 @@ class Apollo(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move every parameter that has a gradient."""
+        """Move every parameter that has a gradient, formed or factored."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for index, parameter in enumerate(group["params"], group["first"]):
-                if parameter.grad is not None:
-                    self._move(parameter, group, index)
+        for call in self.prepare():
+            call()
         return loss
+
+    def prepare(self) -> list[Callable[[], None]]:
+        """Count a step, write its numbers to the device, and return the calls that take it.
+
+        `step` is this and the calls. The calls can be captured in a CUDA graph; before each replay
+        `prepare` writes the next step's numbers to where the graph reads them, as long as the
+        gradients stay where they are.
+        """
+        calls = []
+        for place, group in enumerate(self.param_groups):
+            buckets: dict[tuple[Any, ...], list[_Member]] = {}
+            for index, parameter in enumerate(group["params"], group["first"]):
+                member = self._member(parameter, group, index)
+                if member is not None:
+                    step = self.state[parameter]["step"]
+                    kind = (step, parameter.device, parameter.dtype, member.how)
+                    buckets.setdefault(kind, []).append(member)
+            for slot, ((step, device, dtype, how), members) in enumerate(buckets.items()):
+                calls.append(self._call(group, (place, slot), step, device, dtype, how, members))
+        return calls
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients and factors."""
+        super().zero_grad(set_to_none)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                drop_factors(parameter)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; moments keep their own dtype."""
@@ -121,26 +153,115 @@ class Apollo(torch.optim.Optimizer):
                 if isinstance(value, Tensor):
                     self.state[parameter][key] = value.to(parameter.device, copy=True)
 
-    def _move(self, parameter: Tensor, group: dict[str, Any], index: int) -> None:
+    def _member(self, parameter: Tensor, group: dict[str, Any], index: int) -> _Member | None:
+        """Return what a step needs of one parameter, and count the step; None without gradient."""
+        gradient, factors = parameter.grad, factors_of(parameter)
+        if gradient is None and factors is None:
+            return None
+        projected = parameter.ndim == 2 and min(parameter.shape) > group["rank"]
+        pair = None
+        if factors is not None and projected and gradient is None:
+            pair = factors.joined()
+        elif factors is not None:
+            dense = factors.dense()
+            gradient = dense if gradient is None else gradient + dense
         state = self.state[parameter]
-        state["step"] = state.get("step", 0) + 1
-        exact = parameter.dtype != torch.bfloat16
-        weights = parameter if exact else parameter.float()
-        grad = parameter.grad.to(weights.dtype)  # pyright: ignore[reportOptionalMemberAccess]
-        decay = 1 - group["lr"] * group["weight_decay"]
-        if decay != 1 and not group["compat"]:
-            weights.mul_(decay)
-        if parameter.ndim == 2 and min(parameter.shape) > group["rank"]:
-            key = (group["seed"], index, (state["step"] - 1) // group["refresh"])
-            scaling = channel_scaling(grad, state, group, key)
-            weights.addcmul_(grad, scaling, value=-group["lr"])
+        if not state:
+            shape = (max(parameter.shape), group["rank"]) if projected else parameter.shape
+            options = {"device": parameter.device, "dtype": _accurate(parameter.dtype)}
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros(shape, **options)
+            state["exp_avg_sq"] = torch.zeros(shape, **options)
+            if projected:
+                state["norm"] = torch.full((), math.inf, **options)
+        state["step"] += 1
+        how = "adamw" if not projected else "factored" if pair else "dense"
+        return _Member(parameter.detach(), gradient, pair, state, key_of(group["seed"], index), how)
+
+    def _call(
+        self,
+        group: dict[str, Any],
+        slot: tuple[int, int],
+        step: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        how: str,
+        members: list[_Member],
+    ) -> Callable[[], None]:
+        """Return the call that moves `members`, all of one kind and at one step."""
+        turn = key_of(group["seed"], step, 2)
+        rule = {
+            "scaling": group["scaling"],
+            "scale": group["scale"],
+            "limiter": group["limiter"],
+            "betas": tuple(group["betas"]),
+            "eps": group["eps"],
+            "compat": group["compat"] is not None,
+        }
+        dials = make_dials(
+            group["lr"], group["weight_decay"], rule["betas"], step, turn, _accurate(dtype)
+        )
+        dials = self._keep(("dials", *slot, device), dials)
+        projected = how != "adamw"
+        module = steps_for(members[0].weight, group["rank"] if projected else 1)
+        states = [[m.state[name] for m in members] for name in ("exp_avg", "exp_avg_sq")]
+        arguments: list[Any] = [[m.weight for m in members]]
+        if how == "factored":
+            arguments += [[m.pair[side] for m in members if m.pair] for side in (0, 1)]
         else:
-            weights.sub_(adam_direction(grad, state, group), alpha=group["lr"])
-        if decay != 1 and group["compat"]:
-            weights.mul_(decay)
-        if not exact:
-            generator = generator_of(parameter.device, group["seed"], index, state["step"], 1)
-            parameter.copy_(stochastic_round(weights, generator))
+            arguments.append([m.gradient for m in members])
+        arguments += states
+        if projected:
+            arguments.append([m.state["norm"] for m in members])
+        arguments.append([m.key for m in members])
+        if projected:
+            arguments.append(self._signs(group, step, device, dtype, slot, members))
+        function = getattr(module, f"{how}_step")
+        return torch.no_grad()(partial(function, *arguments, dials, **rule))
+
+    def _signs(
+        self,
+        group: dict[str, Any],
+        step: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        slot: tuple[int, int],
+        members: list[_Member],
+    ) -> Tensor:
+        """Return the table of signs of a step, which changes when the projection does."""
+        small = max(min(member.weight.shape) for member in members)
+        epoch = (step - 1) // group["refresh"]
+        name = ("signs", *slot, device)
+        made_of = (group["rank"], small, group["seed"], epoch, dtype)
+        if self._made_of.get(name) != made_of:
+            self._made_of[name] = made_of
+            self._keep(name, projection(*made_of[:4], device, dtype))
+        return self._kept[name]
+
+    def _keep(self, name: tuple[Any, ...], value: Tensor) -> Tensor:
+        """Copy `value` to its own place on the device, where a captured graph finds it again."""
+        device, kept = name[-1], self._kept.get(name)
+        if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
+            kept = self._kept[name] = torch.empty_like(value, device=device)
+        if device.type == "cuda" and not value.is_cuda:
+            value = value.pin_memory()  # from pageable memory, the copy would wait
+        kept.copy_(value, non_blocking=True)
+        return kept
+
+
+class _Member(NamedTuple):
+    """One parameter in one step."""
+
+    weight: Tensor
+    gradient: Tensor | None
+    pair: tuple[Tensor, Tensor] | None
+    state: dict[str, Any]
+    key: int
+    how: str
+
+
+def _accurate(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _check(group: dict[str, Any]) -> None:

@@ -7,23 +7,31 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["generator_of", "projection"]
+from workbench.train.rounding import random_words
+
+__all__ = ["key_of", "projection"]
 
 
-def generator_of(device: torch.device, *key: int) -> torch.Generator:
-    """Return a generator whose stream is a function of `key`: there is no state to save."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+def key_of(*parts: int) -> int:
+    """Return 32 bits, as a signed number, that are a function of `parts`."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def projection(
-    rank: int, small: int, key: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    rank: int, small: int, seed: int, epoch: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Return `P [rank, small]` with `P_ij ~ N(0, 1) / sqrt(rank)`, the same for the same key.
+    """Return the signs `[small, rank]`, +1 or -1 by a fair coin; `P = signs^T / sqrt(rank)`.
 
     `E[||P x||^2] = ||x||^2`, the Johnson-Lindenstrauss property on which APOLLO's norms rest
-    (arXiv:2412.05270, section 4).
+    (arXiv:2412.05270, section 4), holds for signs as it does for the paper's Gaussian numbers
+    (Achlioptas, Database-friendly random projections, 2003), with a smaller variance. Signs are
+    exact in every dtype and the same on every device.
+
+    Row k is a function of (seed, epoch, rank, k): the signs of a shorter side are the first rows
+    of those of a longer one, so that all matrices of a model share one small table.
     """
-    generator = generator_of(device, *key)
-    noise_RS = torch.randn(rank, small, generator=generator, device=device, dtype=dtype)
-    return noise_RS.mul_(rank**-0.5)
+    counter_SR = torch.arange(small * rank, dtype=torch.int64, device=device)
+    counter_SR = counter_SR.to(torch.int32).view(small, rank)
+    words_SR = random_words(counter_SR, key_of(seed, rank), key_of(seed, epoch, 1))
+    return torch.where(words_SR < 0, -1.0, 1.0).to(dtype)
