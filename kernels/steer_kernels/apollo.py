@@ -1,0 +1,326 @@
+"""APOLLO and AdamW over many weights in a few launches, with bfloat16 rounded stochastically.
+
+`dense_step`, `factored_step` and `adamw_step` have the names and signatures of their references in
+`workbench.train.apollo_steps`, which has the equations and says what the arguments are. All weights
+of one shape, stride and dtype share their launches: three where the gradient is in memory, five
+where it is factored, one for AdamW. Nothing waits for the device; addresses travel in a table that
+is sent again only when one of them changes, so that a captured CUDA graph can be replayed.
+
+Shape letters: M x N a weight, C = max(M, N) channels, S = min(M, N), R the rank, D tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton  # pyright: ignore[reportMissingImports]  # absent where there is no GPU
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+from steer_kernels import apollo_dense, apollo_factored, apollo_parts
+
+__all__ = ["TILES", "adamw_step", "dense_step", "factored_step"]
+
+# Every launch parameter is decided here and in `_tile`; `benchmarks/apollo.py --tune` tries others.
+# On Hopper, `project` is a product with 256 columns whose accumulator fills half the registers of
+# 8 warps; `move` and `move_adamw` only have to keep enough loads in flight; `move_factored` has
+# two accumulators [64, COLUMNS], and with 4 warps two programs share a multiprocessor, so that one
+# multiplies while the other writes.
+TILES: dict[str, dict[str, Any]] = {
+    "project": {"ROWS": 128, "STEP": 64, "num_warps": 8, "num_stages": 3},
+    "move": {"ROWS": 4, "COLUMNS": 1024, "num_warps": 8, "num_stages": 1},
+    "move_adamw": {"BLOCK": 2048, "num_warps": 8, "num_stages": 1},
+    "shrink": {"ROWS": 64, "STEP": 64, "num_warps": 4, "num_stages": 3},
+    "project_factored": {"ROWS": 128, "STEP": 64, "num_warps": 8, "num_stages": 3},
+    "norm_factored": {"SIDE": 64, "STEP": 64, "num_warps": 4, "num_stages": 4},
+    "move_factored": {"COLUMNS": 128, "STEP": 64, "num_warps": 4, "num_stages": 3},
+}
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
+# A kernel is subscripted with its grid, which type checkers do not know of a decorated function.
+DENSE: Any = apollo_dense
+FACTORED: Any = apollo_factored
+PARTS: Any = apollo_parts
+MOST_TABLES = 256
+WHOLE_ROW = 256
+_tables: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+
+
+def dense_step(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    firsts: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    keys: Sequence[int],
+    signs_SR: Tensor,
+    dials: Tensor,
+    **rule: Any,
+) -> None:
+    """Move matrices by their gradients: `workbench.train.apollo_steps.dense_step`."""
+    rows = zip(weights, gradients, firsts, seconds, norms, keys, strict=True)
+    for bucket in _buckets(_Row(w, g, m, v, n, k) for w, g, m, v, n, k in rows):
+        _dense(bucket, signs_SR, dials, rule)
+
+
+def factored_step(
+    weights: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    output_grads: Sequence[Tensor],
+    firsts: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    keys: Sequence[int],
+    signs_SR: Tensor,
+    dials: Tensor,
+    **rule: Any,
+) -> None:
+    """Move matrices by factors of their gradients: `workbench.train.apollo_steps.factored_step`."""
+    rows = zip(weights, inputs, output_grads, firsts, seconds, norms, keys, strict=True)
+    for bucket in _buckets(_Row(w, x, m, v, n, k, y) for w, x, y, m, v, n, k in rows):
+        _factored(bucket, signs_SR, dials, rule)
+
+
+def adamw_step(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    firsts: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    keys: Sequence[int],
+    dials: Tensor,
+    **rule: Any,
+) -> None:
+    """Take AdamW's step on any weights: `workbench.train.apollo_steps.adamw_step`."""
+    rows = zip(weights, gradients, firsts, seconds, keys, strict=True)
+    flat = (_Row(_flat(w), _flat(g), _flat(m), _flat(v), None, k) for w, g, m, v, k in rows)
+    kinds: dict[tuple[Any, ...], list[_Row]] = {}
+    for row, weight in zip(flat, weights, strict=True):
+        if row.weight.data_ptr() != weight.data_ptr():
+            row.back.append((weight, row.weight))
+        # A norm's few elements beside an embedding's millions would start millions of programs.
+        size = 1 << row.weight.numel().bit_length()
+        kinds.setdefault((row.weight.dtype, row.second.dtype, size), []).append(row)
+    for bucket in kinds.values():
+        _adamw([row.aligned() for row in bucket], dials, rule)
+        for row in bucket:
+            row.give_back()
+
+
+class _Row:
+    """One weight and what moves it; `second` is its gradient, or X where `other` is dY."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        second: Tensor,
+        m: Tensor,
+        v: Tensor,
+        norm: Tensor | None,
+        key: int,
+        other: Tensor | None = None,
+    ) -> None:
+        self.weight, self.second, self.m, self.v = weight, second, m, v
+        self.norm, self.key, self.other = norm, key, other
+        self.back: list[tuple[Tensor, Tensor]] = []
+
+    def aligned(self) -> _Row:
+        """Copy what the kernels cannot address; `give_back` returns what they moved."""
+        for name in ("weight", "m", "v"):
+            tensor = getattr(self, name)
+            if tensor.data_ptr() % 16 or (name != "weight" and not tensor.is_contiguous()):
+                copy = tensor.clone(memory_format=torch.contiguous_format)
+                setattr(self, name, copy)
+                self.back.append((tensor, copy))
+        for name in ("second", "other"):
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if tensor.data_ptr() % 16 or (self.other is not None and tensor.stride(-1) != 1):
+                setattr(self, name, tensor.clone(memory_format=torch.contiguous_format))
+        return self
+
+    def give_back(self) -> None:
+        for tensor, copy in reversed(self.back):
+            tensor.copy_(copy.view(tensor.shape))
+
+    def numbers(self) -> tuple[int, ...]:
+        norm = 0 if self.norm is None else self.norm.data_ptr()
+        other = 0 if self.other is None else self.other.data_ptr()
+        tensors = (self.weight, self.second, self.m, self.v)
+        return (*(tensor.data_ptr() for tensor in tensors), norm, self.key, other)
+
+    def kind(self) -> tuple[Any, ...]:
+        parts: list[Any] = []
+        for tensor in (self.weight, self.second, self.other):
+            if tensor is not None:
+                parts += [tuple(tensor.shape), tensor.stride(), tensor.dtype]
+        return tuple(parts)
+
+
+@dataclass
+class _Scratch:
+    """What the launches of one bucket hand to each other."""
+
+    scalings: Tensor
+    q: Tensor
+    r: Tensor
+    u: Tensor
+    factors: Tensor
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1)
+
+
+def _buckets(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
+    """Yield the rows of one kind together, and give back what was copied for them."""
+    kinds: dict[tuple[Any, ...], list[_Row]] = {}
+    for row in rows:
+        row.aligned()
+        kinds.setdefault(row.kind(), []).append(row)
+    for bucket in kinds.values():
+        yield bucket
+        for row in bucket:
+            row.give_back()
+
+
+def _dense(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[str, Any]) -> None:
+    weight, grad = bucket[0].weight, bucket[0].second
+    (M, N), tall, rank = weight.shape, weight.shape[0] >= weight.shape[1], signs_SR.shape[1]
+    C, S = (M, N) if tall else (N, M)
+    across, along = grad.stride() if tall else reversed(grad.stride())
+    tensor, compat = rule["scaling"] == "tensor", rule["compat"]
+    columns, tile = _tile("project", rank, grad.dtype)
+    blocks = triton.cdiv(C, tile["ROWS"])
+    table, scratch = _table(bucket), _scratch(len(bucket), C, blocks, blocks, weight.device)
+    dtypes = {"WEIGHT": DTYPES[weight.dtype], "GRAD": DTYPES[grad.dtype]}
+    flags = {"TENSOR": tensor, "COMPAT": compat}
+    DENSE.project[(blocks, len(bucket))](
+        table, signs_SR, scratch.scalings, scratch.q, scratch.r, scratch.u, dials,
+        C, S, across, along, rank**-0.5, *_decays(rule),
+        RANK=rank, GRAD=dtypes["GRAD"], **flags, COLUMNS=columns, **tile,
+    )  # fmt: skip
+    _finish(table, scratch, dials, blocks, blocks, S, rank, rule)
+    tile = dict(TILES["move"])
+    tile["COLUMNS"] = min(tile["COLUMNS"], max(16, triton.next_power_of_2(N)))
+    tiles = triton.cdiv(M, 128) * (64 // tile["ROWS"]) * triton.cdiv(N, tile["COLUMNS"])
+    DENSE.move[(tiles, len(bucket))](
+        table, scratch.scalings, scratch.factors, dials, M, N, *weight.stride(), *grad.stride(),
+        **dtypes, TALL=tall, **flags, **tile,
+    )  # fmt: skip
+
+
+def _factored(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[str, Any]) -> None:
+    weight, x_DN, dy_DM = bucket[0].weight, bucket[0].second, bucket[0].other
+    assert dy_DM is not None
+    (M, N), tall, rank = weight.shape, weight.shape[0] >= weight.shape[1], signs_SR.shape[1]
+    C, S = (M, N) if tall else (N, M)
+    D, count, device = len(x_DN), len(bucket), weight.device
+    # A is the factor on the channels' side, B the other; the table has X at 1 and dY at 6.
+    (a, a_field), (b, b_field) = ((dy_DM, 6), (x_DN, 1)) if tall else ((x_DN, 1), (dy_DM, 6))
+    tensor, compat = rule["scaling"] == "tensor", rule["compat"]
+    factor = DTYPES[x_DN.dtype]
+    columns, tile = _tile("project_factored", rank, x_DN.dtype)
+    small = _tile("shrink", rank, x_DN.dtype)[1]
+    norm = _tile("norm_factored", rank, x_DN.dtype)[1]
+    blocks, tiles = triton.cdiv(C, tile["ROWS"]), triton.cdiv(D, norm["SIDE"]) ** 2
+    table, scratch = _table(bucket), _scratch(count, C, blocks, tiles, device)
+    Z = torch.empty(count, D, columns, dtype=x_DN.dtype, device=device)
+    if D:
+        FACTORED.shrink[(triton.cdiv(D, small["ROWS"]), count)](
+            table, signs_SR, Z, D, S, b.stride(0),
+            B_FIELD=b_field, RANK=rank, FACTOR=factor, COLUMNS=columns, **small,
+        )  # fmt: skip
+    FACTORED.project_factored[(blocks, count)](
+        table, Z, scratch.scalings, scratch.q, scratch.r, dials, C, D, a.stride(0), rank**-0.5,
+        *_decays(rule), A_FIELD=a_field, RANK=rank, FACTOR=factor, COMPAT=compat,
+        COLUMNS=columns, **tile,
+    )  # fmt: skip
+    if D:
+        FACTORED.norm_factored[(tiles, count)](
+            table, scratch.scalings, scratch.u, C, S, D, a.stride(0), b.stride(0),
+            A_FIELD=a_field, B_FIELD=b_field, FACTOR=factor, TENSOR=tensor, **norm,
+        )  # fmt: skip
+    _finish(table, scratch, dials, blocks, tiles, S, rank, rule)
+    last = _tile("move_factored", rank, x_DN.dtype)[1]
+    FACTORED.move_factored[(triton.cdiv(M, 128) * triton.cdiv(N, last["COLUMNS"]), count)](
+        table, scratch.scalings, scratch.factors, dials, M, N, D, *weight.stride(),
+        x_DN.stride(0), dy_DM.stride(0), WEIGHT=DTYPES[weight.dtype], FACTOR=factor,
+        TALL=tall, TENSOR=tensor, COMPAT=compat, **last,
+    )  # fmt: skip
+
+
+def _adamw(bucket: list[_Row], dials: Tensor, rule: dict[str, Any]) -> None:
+    weight, grad = bucket[0].weight, bucket[0].second
+    tile, sizes = TILES["move_adamw"], [row.weight.numel() for row in bucket]
+    DENSE.move_adamw[(max(1, triton.cdiv(max(sizes), tile["BLOCK"])), len(bucket))](
+        _table(bucket), _numbers(tuple(sizes), weight.device), dials, *_decays(rule),
+        WEIGHT=DTYPES[weight.dtype], GRAD=DTYPES[grad.dtype], COMPAT=rule["compat"], **tile,
+    )  # fmt: skip
+
+
+def _finish(
+    table: Tensor,
+    scratch: _Scratch,
+    dials: Tensor,
+    count_qr: int,
+    count_u: int,
+    small: int,
+    rank: int,
+    rule: dict[str, Any],
+) -> None:
+    alpha = math.sqrt(small / rank) if rule["scale"] == "auto" else rule["scale"]
+    PARTS.finish[(len(scratch.factors),)](
+        table, scratch.q, scratch.r, scratch.u, scratch.factors, dials, count_qr, count_u,
+        float(alpha), float(rule["limiter"] or 1.0), TENSOR=rule["scaling"] == "tensor",
+        LIMIT=rule["limiter"] is not None, COMPAT=rule["compat"], BLOCK=256, num_warps=4,
+    )  # fmt: skip
+
+
+def _decays(rule: dict[str, Any]) -> tuple[float, float, float, float]:
+    beta1, beta2 = rule["betas"]
+    return 1.0 - beta1, float(beta2), 1.0 - beta2, float(rule["eps"])
+
+
+def _tile(kernel: str, rank: int, dtype: torch.dtype) -> tuple[int, dict[str, Any]]:
+    """Return the columns that hold R, and a tile whose accumulator and buffers fit the chip."""
+    columns, tile = max(16, triton.next_power_of_2(rank)), dict(TILES[kernel])
+    if columns > WHOLE_ROW and "ROWS" in tile:
+        tile["ROWS"] = tile["ROWS"] * WHOLE_ROW // columns
+    if dtype == torch.float32:
+        tile["STEP"] //= 2
+    return columns, tile
+
+
+def _scratch(count: int, C: int, blocks: int, tiles: int, device: torch.device) -> _Scratch:
+    new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=device)  # noqa: E731
+    sums = new(2, count, blocks)
+    return _Scratch(new(count, C), sums[0], sums[1], new(count, tiles), new(count))
+
+
+def _table(bucket: list[_Row]) -> Tensor:
+    return _numbers(tuple(number for row in bucket for number in row.numbers()), _device(bucket))
+
+
+def _device(bucket: list[_Row]) -> torch.device:
+    return bucket[0].weight.device
+
+
+def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return int64 numbers on the device; the same numbers are sent once."""
+    key = (device, numbers)
+    if key not in _tables:
+        found = torch.tensor(numbers, dtype=torch.int64)
+        if device.type == "cuda":
+            # From pageable memory, the copy would wait.
+            found = found.pin_memory().to(device, non_blocking=True)
+        _tables[key] = found
+        if len(_tables) > MOST_TABLES:
+            _tables.popitem(last=False)
+    else:
+        _tables.move_to_end(key)
+    return _tables[key]
