@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton  # pyright: ignore[reportMissingImports]  # absent where there is no GPU
+import triton
 from steer_kernels import apollo as kernels
 from torch import Tensor, nn
 

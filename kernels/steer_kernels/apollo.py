@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # pyright: ignore[reportMissingImports]  # absent where there is no GPU
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton.language as tl
 from torch import Tensor
 
 from steer_kernels import apollo_dense, apollo_factored, apollo_parts
@@ -195,7 +194,7 @@ def _dense(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[str, 
     across, along = grad.stride() if tall else reversed(grad.stride())
     tensor, compat = rule["scaling"] == "tensor", rule["compat"]
     columns, tile = _tile("project", rank, grad.dtype)
-    blocks = triton.cdiv(C, tile["ROWS"])
+    blocks = _pieces(C, tile["ROWS"])
     table, scratch = _table(bucket), _scratch(len(bucket), C, blocks, blocks, weight.device)
     dtypes = {"WEIGHT": DTYPES[weight.dtype], "GRAD": DTYPES[grad.dtype]}
     flags = {"TENSOR": tensor, "COMPAT": compat}
@@ -206,8 +205,8 @@ def _dense(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[str, 
     )  # fmt: skip
     _finish(table, scratch, dials, blocks, blocks, S, rank, rule)
     tile = dict(TILES["move"])
-    tile["COLUMNS"] = min(tile["COLUMNS"], max(16, triton.next_power_of_2(N)))
-    tiles = triton.cdiv(M, 128) * (64 // tile["ROWS"]) * triton.cdiv(N, tile["COLUMNS"])
+    tile["COLUMNS"] = min(tile["COLUMNS"], max(16, _power_of_two(N)))
+    tiles = _pieces(M, 128) * (64 // tile["ROWS"]) * _pieces(N, tile["COLUMNS"])
     DENSE.move[(tiles, len(bucket))](
         table, scratch.scalings, scratch.factors, dials, M, N, *weight.stride(), *grad.stride(),
         **dtypes, TALL=tall, **flags, **tile,
@@ -227,11 +226,11 @@ def _factored(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[st
     columns, tile = _tile("project_factored", rank, x_DN.dtype)
     small = _tile("shrink", rank, x_DN.dtype)[1]
     norm = _tile("norm_factored", rank, x_DN.dtype)[1]
-    blocks, tiles = triton.cdiv(C, tile["ROWS"]), triton.cdiv(D, norm["SIDE"]) ** 2
+    blocks, tiles = _pieces(C, tile["ROWS"]), _pieces(D, norm["SIDE"]) ** 2
     table, scratch = _table(bucket), _scratch(count, C, blocks, tiles, device)
     Z = torch.empty(count, D, columns, dtype=x_DN.dtype, device=device)
     if D:
-        FACTORED.shrink[(triton.cdiv(D, small["ROWS"]), count)](
+        FACTORED.shrink[(_pieces(D, small["ROWS"]), count)](
             table, signs_SR, Z, D, S, b.stride(0),
             B_FIELD=b_field, RANK=rank, FACTOR=factor, COLUMNS=columns, **small,
         )  # fmt: skip
@@ -247,7 +246,7 @@ def _factored(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[st
         )  # fmt: skip
     _finish(table, scratch, dials, blocks, tiles, S, rank, rule)
     last = _tile("move_factored", rank, x_DN.dtype)[1]
-    FACTORED.move_factored[(triton.cdiv(M, 128) * triton.cdiv(N, last["COLUMNS"]), count)](
+    FACTORED.move_factored[(_pieces(M, 128) * _pieces(N, last["COLUMNS"]), count)](
         table, scratch.scalings, scratch.factors, dials, M, N, D, *weight.stride(),
         x_DN.stride(0), dy_DM.stride(0), WEIGHT=DTYPES[weight.dtype], FACTOR=factor,
         TALL=tall, TENSOR=tensor, COMPAT=compat, **last,
@@ -257,7 +256,7 @@ def _factored(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[st
 def _adamw(bucket: list[_Row], dials: Tensor, rule: dict[str, Any]) -> None:
     weight, grad = bucket[0].weight, bucket[0].second
     tile, sizes = TILES["move_adamw"], [row.weight.numel() for row in bucket]
-    DENSE.move_adamw[(max(1, triton.cdiv(max(sizes), tile["BLOCK"])), len(bucket))](
+    DENSE.move_adamw[(max(1, _pieces(max(sizes), tile["BLOCK"])), len(bucket))](
         _table(bucket), _numbers(tuple(sizes), weight.device), dials, *_decays(rule),
         WEIGHT=DTYPES[weight.dtype], GRAD=DTYPES[grad.dtype], COMPAT=rule["compat"], **tile,
     )  # fmt: skip
@@ -286,9 +285,17 @@ def _decays(rule: dict[str, Any]) -> tuple[float, float, float, float]:
     return 1.0 - beta1, float(beta2), 1.0 - beta2, float(rule["eps"])
 
 
+def _pieces(size: int, piece: int) -> int:
+    return -(-size // piece)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
 def _tile(kernel: str, rank: int, dtype: torch.dtype) -> tuple[int, dict[str, Any]]:
     """Return the columns that hold R, and a tile whose accumulator and buffers fit the chip."""
-    columns, tile = max(16, triton.next_power_of_2(rank)), dict(TILES[kernel])
+    columns, tile = max(16, _power_of_two(rank)), dict(TILES[kernel])
     if columns > WHOLE_ROW and "ROWS" in tile:
         tile["ROWS"] = tile["ROWS"] * WHOLE_ROW // columns
     if dtype == torch.float32:

@@ -9,8 +9,8 @@ Shape letters: M x N a weight, C = max(M, N) channels, S = min(M, N), R the rank
 
 from __future__ import annotations
 
-import triton  # pyright: ignore[reportMissingImports]  # absent where there is no GPU
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 
 from steer_kernels.apollo_parts import address, advance, product, random_words, rounded, turn_of
 

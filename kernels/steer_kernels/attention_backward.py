@@ -6,10 +6,12 @@ gradient) where a full backward pass has five. Only the decision's own keys and 
 Shape letters: as in `attention_forward`; rows of a tile run token by token, head by head.
 """
 
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# A kernel is written in Triton's language, in which ranges and pointer types mean something else.
 from __future__ import annotations
 
-import triton  # pyright: ignore[reportMissingImports]  # absent where there is no GPU
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 
 from steer_kernels.attention_forward import block_keys, rows_of_tile, split_bounds
 

@@ -9,10 +9,12 @@ Shape letters: B rows, G key-value heads, R query heads of each, T decision posi
 positions, K width of a head, M query rows of a tile, N keys of a block, S splits.
 """
 
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# A kernel is written in Triton's language, in which ranges and pointer types mean something else.
 from __future__ import annotations
 
-import triton  # pyright: ignore[reportMissingImports]  # absent where there is no GPU
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 
 __all__ = ["block_keys", "combine_kernel", "forward_kernel", "rows_of_tile", "split_bounds"]
 

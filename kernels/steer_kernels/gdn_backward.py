@@ -9,8 +9,8 @@ Shape letters: as in `gdn_forward`.
 
 from __future__ import annotations
 
-import triton  # pyright: ignore[reportMissingImports]  # absent where there is no GPU
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 
 from steer_kernels.gdn_forward import chunk_decays, load_normalised, load_rows
 

@@ -14,10 +14,12 @@ and of a value head, C = 2 ** LEVELS positions of a chunk, F columns of the stat
 program.
 """
 
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# A kernel is written in Triton's language, in which ranges and pointer types mean something else.
 from __future__ import annotations
 
-import triton  # pyright: ignore[reportMissingImports]  # absent where there is no GPU
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 
 __all__ = ["chunk_decays", "forward_kernel", "load_normalised", "load_rows"]
 
