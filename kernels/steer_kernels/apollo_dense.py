@@ -54,14 +54,17 @@ def project(
     for begin in range(0, S, STEP):
         k = begin + tl.arange(0, STEP)
         mask = (c < C)[:, None] & (k < S)[None, :]
-        G_CS = tl.load(rows + k.to(tl.int64)[None, :] * stride_s, mask=mask, other=0.0)
+        place_CS = rows + k.to(tl.int64)[None, :] * stride_s
+        G_CS = tl.load(place_CS, mask=mask, other=0.0)
         signs_SR = tl.load(
             signs + k[:, None] * RANK + r[None, :],
             mask=(k < S)[:, None] & (r < RANK)[None, :],
             other=0.0,
         )
         R_CR = product(G_CS, signs_SR.to(GRAD), R_CR)
-        wide_CS = G_CS.to(tl.float32)
+        # A second read, which `.cg` keeps apart from the first: of a tile with two uses, Triton 3.6
+        # on Hopper overwrites the buffer while the product still reads it.
+        wide_CS = tl.load(place_CS, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
         square_C += tl.sum(wide_CS * wide_CS, axis=1)
     q_C, r_C = advance(
         R_CR * root,
