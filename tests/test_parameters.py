@@ -33,6 +33,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "extract": EXTRACT,
     "verify": VERIFY,
     "train": TRAIN,
+    "learn": {**COMMON, "contrast": "cheerful", "name": "new"},
     "compare": COMPARE,
     "demo": COMMON,
 }

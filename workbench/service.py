@@ -6,7 +6,7 @@
     wb.extract("cheerful", name="cheerful")
     print(wb.generate("How was your day?", steer="cheerful=0.2").text)
 
-Long work (`extract`, `verify`, `train`, `compare`, `demo`) is a run: `start` returns at once, the
+Long work (`extract`, `verify`, `train`, `learn`, `compare`, `demo`) is a run: `start` returns at once, the
 methods named after the work wait for it. Engines are started when first needed, and end with the
 process that started them.
 """
@@ -300,7 +300,7 @@ class Workbench:
     # -- runs -----------------------------------------------------------------------------------
 
     def start(self, kind: str, **parameters: Any) -> RunView:
-        """Start a run of `extract`, `verify`, `train`, `compare` or `demo`; returns at once.
+        """Start a run of `extract`, `verify`, `train`, `learn`, `compare` or `demo`; returns at once.
 
         The same work that is under way already is returned instead of started twice.
         """
@@ -332,6 +332,11 @@ class Workbench:
     def train(self, *, name: str, watch: Watch = lambda _: None, **options: Any) -> dict[str, Any]:
         """Train a vector into the weights and keep the task vector as `name`."""
         return self._run("train", watch, {"name": name, **options})
+
+    def learn(self, *, name: str, watch: Watch = lambda _: None, **options: Any) -> dict[str, Any]:
+        """Train a person's own data in, kept as `name`: one of `data` (a chat file), `instructions`
+        (a file of instructions to strip), or `contrast` with `side`."""
+        return self._run("learn", watch, {"name": name, **options})
 
     def compare(
         self, *, vector: str, task: str, watch: Watch = lambda _: None, **options: Any

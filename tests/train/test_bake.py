@@ -7,7 +7,8 @@ import torch
 
 from workbench.data.contrast import ContrastPair
 from workbench.models.loading import load_tokenizer
-from workbench.train.bake import _stored, _texts_of
+from workbench.train.bake import _stored
+from workbench.train.sources import _both_sides
 
 
 def test_updates_below_the_spacing_of_bfloat16_survive_on_average():
@@ -37,7 +38,7 @@ def test_both_sides_of_each_pair_are_read_to_their_end(tiny):
     pairs = [
         ContrastPair(prompt=f"What now, {i}?", positive="Good!", negative="Bad.") for i in (0, 1)
     ]
-    found = _texts_of(tokenizer, pairs)
+    found = _both_sides(tokenizer, pairs)
     texts = [tokenizer.decode(d.decision_ids, skip_special_tokens=True) for d in found]
     assert texts == ["Good!", "Bad."] * 2
     assert {d.decision_ids[-1] for d in found} == {tokenizer.eos_token_id}

@@ -39,6 +39,7 @@ def draw_result(out: Console, kind: str, result: Result) -> None:
         "extract": _extract,
         "verify": draw_verdict,
         "train": _train,
+        "learn": _learn,
         "compare": _compare,
         "demo": _demo,
     }
@@ -77,6 +78,25 @@ def _train(out: Console, r: Result) -> None:
     )
     kept = f"Kept as {r['name']}@{r['revision']}, trained on {r['vector']} at dose {r['dose']:g}"
     out.print(f"{kept} in {span(r['seconds'])}. Try: --with {r['name']}=1", soft_wrap=True)
+
+
+def _learn(out: Console, r: Result) -> None:
+    if r["log_prob"]:
+        rows = [{"side": side, "log_prob": value} for side, value in r["log_prob"].items()]
+        out.print(lines(rows, {"side": "", "log_prob": "log-probability of held-out tokens"}))
+    if r["margin"]:
+        out.print(facts({f"margin, {side} (nats)": number(v) for side, v in r["margin"].items()}))
+    out.print(
+        facts(
+            {
+                "recovered": _share(r["recovered"]),
+                "KL on neutral text": number(r["kl"]["trained"]),
+                "weights changed": _share(r["changed_share"]),
+            }
+        )
+    )
+    kept = f"Kept as {r['name']}@{r['revision']}, {r['decisions']} decisions of {r['source']}"
+    out.print(f"{kept}, in {span(r['seconds'])}. Try: --with {r['name']}=1", soft_wrap=True)
 
 
 def _compare(out: Console, r: Result) -> None:

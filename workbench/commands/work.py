@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -62,16 +62,28 @@ def train(
     session: Session,
     name: Annotated[str, typer.Option(help="The name to keep the task vector under.")],
     vector: Vector = "",
-    data: Annotated[str, typer.Option(help="Not there yet.", hidden=True)] = "",
-    strip_instructions: Annotated[str, typer.Option(help="Not there yet.", hidden=True)] = "",
+    data: Annotated[
+        str, typer.Option(help="A chat file (JSONL); marked assistant turns are learnt.")
+    ] = "",
+    strip_instructions: Annotated[
+        str,
+        typer.Option(help="A file of instructions: write with them, learn without them."),
+    ] = "",
+    contrast: Annotated[str, typer.Option(help="A contrast set, of which --prefer learns.")] = "",
+    prefer: Annotated[
+        str, typer.Option(help="The side of --contrast to learn: positive or negative.")
+    ] = "",
+    replay_file: Annotated[
+        str, typer.Option(help="General text of your own: a chat file, or prompts to answer.")
+    ] = "",
     dose: Dose = None,
     optimizer: Annotated[str, typer.Option(help="apollo, adamw or sgd.")] = "apollo",
     targets: Annotated[
         str, typer.Option(help="soft: the teacher's distributions; tokens: its tokens.")
     ] = "soft",
-    replay: Annotated[float, typer.Option(help="Share of unsteered text, 0 to 0.9.")] = 0.25,
+    replay: Annotated[float, typer.Option(help="Share of general text, 0 to 0.9.")] = 0.25,
     learning_rate: Annotated[float, typer.Option(help="5e-5 to 2e-4 works.")] = 1e-4,
-    prompts: Annotated[int, typer.Option(help="Prompts that the steered model answers.")] = 150,
+    prompts: Annotated[int, typer.Option(help="Prompts that the model answers.")] = 150,
     read_pairs: Annotated[
         bool, typer.Option(help="Learn how the steered model reads the set's own pairs, too.")
     ] = True,
@@ -83,17 +95,28 @@ def train(
     seed: Seed = 0,
     detach: Detach = False,
 ) -> None:
-    """Train a vector into the weights and keep the task vector."""
-    for option, given in (("--data", data), ("--strip-instructions", strip_instructions)):
-        if given:
-            _not_yet(option)
-    if not vector:
-        raise InputError("Name the vector to train in, with --vector.")
-    options: dict[str, Any] = {"name": name, "vector": vector, "dose": dose, "tier": tier}
+    """Train a vector, a chat file, stripped instructions or one side of a set into the weights."""
+    options: dict[str, Any] = {"name": name, "tier": tier, "tokens": tokens, "seed": seed}
     options |= {"optimizer": optimizer, "targets": targets, "replay": replay, "passes": passes}
-    options |= {"learning_rate": learning_rate, "prompts": prompts, "read_pairs": read_pairs}
-    options |= {"tokens": tokens, "seed": seed}
-    _run(session, "train", detach, **options)
+    options |= {"learning_rate": learning_rate, "prompts": prompts}
+    own = {"data": data, "instructions": strip_instructions, "contrast": contrast}
+    own = {key: value for key, value in own.items() if value}
+    if bool(vector) + len(own) != 1:
+        raise InputError(
+            "Name one thing to train in: --vector, --data, --strip-instructions, or --contrast "
+            "with --prefer."
+        )
+    if bool(contrast) != bool(prefer):
+        raise InputError("--contrast and --prefer go together; give both, or --vector.")
+    if vector:
+        if replay_file:
+            raise InputError("--replay-file goes with data of your own, not with --vector.")
+        _run(session, "train", detach, vector=vector, dose=dose, read_pairs=read_pairs, **options)
+        return
+    if dose is not None:
+        raise InputError("A dose belongs to --vector; leave it out.")
+    options |= {**own, "replay_file": replay_file}
+    _run(session, "learn", detach, **options, **({"side": prefer} if prefer else {}))
 
 
 def compare(
@@ -143,7 +166,3 @@ def _number(text: str) -> float:
         raise InputError(
             f"{text.strip()[:40]!r} is not a dose; write numbers joined by commas, as in 0.1,0.2."
         ) from error
-
-
-def _not_yet(option: str) -> NoReturn:
-    raise InputError(f"'train {option}' is not there yet; train a steering vector with --vector.")

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vectors.errors import PromptTooLong
+from jinja2 import TemplateError
+
+from vectors.errors import InputError, PromptTooLong
 from workbench.engines.base import Message
 
-__all__ = ["Sample", "context_ids", "sample"]
+__all__ = ["Sample", "context_ids", "sample", "turn_ids"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,51 @@ class Sample:
 
 
 def context_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
-    """The messages through the chat template, up to where the assistant begins to speak."""
-    ids = tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=True, return_dict=True
-    )["input_ids"]
+    """The messages through the chat template, up to where the assistant begins to speak.
+
+    Raises:
+        InputError: the template refuses these messages.
+    """
+    try:
+        ids = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+    except TemplateError as error:
+        raise InputError(
+            f"The model's chat template refuses this conversation ({error}); change its roles."
+        ) from error
     return tuple(int(i) for i in ids)
+
+
+def turn_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
+    """The last message, the assistant's, as the tokens that the model is to say, its end included.
+
+    They are what the template adds when the turn is there: text and end of turn, without the line
+    break that some templates write after it. Where the template writes history in another way than
+    it opens a turn, they are the text and the end of the sequence.
+
+    Raises:
+        InputError: the template refuses these messages.
+    """
+    before, whole = [
+        _rendered(tokenizer, list(part), opens)
+        for part, opens in ((messages[:-1], True), (messages, False))
+    ]
+    content = str(messages[-1]["content"])
+    said = whole.removeprefix(before).rstrip() if whole.startswith(before) else content.strip()
+    ids = [int(i) for i in tokenizer(said, add_special_tokens=False)["input_ids"]]
+    if said.endswith(content.strip()) and tokenizer.eos_token_id is not None:
+        ids.append(int(tokenizer.eos_token_id))
+    return tuple(ids)
+
+
+def _rendered(tokenizer: Any, messages: list[Message], opens: bool) -> str:
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=opens, tokenize=False)
+    except TemplateError as error:
+        raise InputError(
+            f"The model's chat template refuses this conversation ({error}); change its roles."
+        ) from error
 
 
 def sample(

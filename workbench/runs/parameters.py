@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from vectors.errors import DoseError, InputError, ModelMismatch, NameNotFound, NameTaken
 from vectors.grammar import check_dose, check_name
 from vectors.types import Method
+from workbench.data.chat import parse_chats
+from workbench.data.instructions import read_instructions
 from workbench.service import Workbench, check_engine
 
 __all__ = ["KINDS", "checked"]
@@ -41,6 +43,7 @@ Doses = Annotated[list[float], Field(min_length=1, max_length=64), AfterValidato
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Prompts = Annotated[int, Field(ge=8, le=5000)]
 Controls = Annotated[int, Field(ge=1, le=199)]
+Path_ = Annotated[str, Field(max_length=4096)]
 Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST)]
 
 
@@ -70,25 +73,40 @@ class Verify(_Parameters):
     seed: Seed = 0
 
 
-class Train(_Parameters):
-    """A vector into a task vector called `name`; no dose means the verdict's working dose."""
+class _Training(_Parameters):
+    """How anything is trained into a task vector called `name`."""
 
     name: Name
-    vector: Ref
-    dose: Dose | None = None
     optimizer: Literal["apollo", "adamw", "sgd"] = "apollo"
     targets: Literal["soft", "tokens"] = "soft"
     replay: float = Field(0.25, ge=0, le=0.9)
     learning_rate: float = Field(1e-4, gt=0, le=0.1)
     prompts: Prompts = 150
-    read_pairs: bool = True
     passes: int = Field(1, ge=1, le=20)
     tokens: int = Field(48, ge=4, le=512)
     rank: int = Field(256, ge=1, le=65_536)
     tier: Literal[1, 2] = 2
     seed: Seed = 0
     batch: int = Field(6, ge=1, le=1024)
+
+
+class Train(_Training):
+    """A vector into a task vector; no dose means the verdict's working dose."""
+
+    vector: Ref
+    dose: Dose | None = None
+    read_pairs: bool = True
     random_direction: bool = False
+
+
+class Learn(_Training):
+    """A person's own data into a task vector: a chat file, instructions, or a side of a set."""
+
+    data: Path_ = ""
+    instructions: Path_ = ""
+    contrast: str = Field("", max_length=4096)
+    side: Literal["positive", "negative"] = "positive"
+    replay_file: Path_ = ""
 
 
 class Compare(_Parameters):
@@ -118,6 +136,7 @@ KINDS: dict[str, type[_Parameters]] = {
     "extract": Extract,
     "verify": Verify,
     "train": Train,
+    "learn": Learn,
     "compare": Compare,
     "demo": Demo,
 }
@@ -148,6 +167,9 @@ def checked(kind: str, parameters: Mapping[str, Any], workbench: Workbench) -> d
         case Train():
             _must_fit(asked, {asked.vector: VECTOR}, workbench)
             _must_be_free(asked.name, TASK[:1], workbench)
+        case Learn():
+            found.update(_data(asked, workbench))
+            _must_be_free(asked.name, TASK[:1], workbench)
         case Compare():
             _must_fit(asked, {asked.vector: VECTOR, asked.task: TASK}, workbench)
     return found
@@ -171,6 +193,31 @@ def _contrast(named: str, workbench: Workbench) -> str:
     if named in workbench.contrast.names():
         return named
     return str(Path(named).expanduser().resolve())
+
+
+def _data(asked: Learn, workbench: Workbench) -> dict[str, str]:
+    """The whole paths of the data, which is read here so that a wrong line is told at once."""
+    given = [name for name in ("data", "instructions", "contrast") if getattr(asked, name)]
+    if len(given) != 1:
+        raise InputError(
+            "Give one thing to learn: data (a chat file), instructions (to strip), or contrast (a "
+            f"set, with a side); {len(given)} were given."
+        )
+    paths = {
+        name: str(Path(getattr(asked, name)).expanduser().resolve())
+        for name in ("data", "instructions", "replay_file")
+        if getattr(asked, name)
+    }
+    if asked.data:
+        parse_chats(Path(paths["data"]))
+    if asked.instructions:
+        read_instructions(Path(paths["instructions"]))
+    if asked.replay_file:
+        parse_chats(Path(paths["replay_file"]), prompts=True)
+    return {
+        **paths,
+        **({"contrast": _contrast(asked.contrast, workbench)} if asked.contrast else {}),
+    }
 
 
 def _must_be_free(name: str, kinds: tuple[str, ...], workbench: Workbench) -> None:

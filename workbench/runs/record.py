@@ -25,7 +25,7 @@ __all__ = ["ENDED", "RESUMABLE", "RunRecord", "RunState", "RunView", "read_run",
 
 State = Literal["queued", "waiting", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
-RESUMABLE = ("train",)
+RESUMABLE = ("train", "learn")
 """Kinds that keep what they did in their folder, so that `Runs.resume` goes on from there."""
 START_LIMIT = 30.0
 
@@ -70,7 +70,7 @@ class RunView(BaseModel):
 
     @property
     def kind(self) -> str:
-        """extract, verify, train, compare or demo."""
+        """extract, verify, train, learn, compare or demo."""
         return self.record.kind
 
     @property

@@ -17,12 +17,13 @@ from workbench.models.loading import load_model, load_tokenizer
 from workbench.runs.process import Progress
 from workbench.service import EngineStatus, Workbench
 from workbench.settings import Home
-from workbench.train.bake import bake
+from workbench.train.bake import Baked, bake
 from workbench.train.config import TrainConfig
+from workbench.train.sources import VectorSource
 from workbench.verify.measure import Bench, read_prompts
 from workbench.verify.verify import DOSES, Verdict, verify
 
-__all__ = ["do", "instruction_for"]
+__all__ = ["baked_json", "config_of", "do", "instruction_for"]
 
 NEUTRAL = 12
 INSTRUCTIONS = {
@@ -43,11 +44,13 @@ def do(kind: str, parameters: Parameters, home: Home, progress: Progress) -> dic
         WorkbenchError: whatever the work itself raises.
     """
     from workbench.runs.demo import demo  # noqa: PLC0415  # demo uses this module's functions
+    from workbench.runs.learn import learn_run  # noqa: PLC0415  # and so does this
 
     works = {
         "extract": extract_run,
         "verify": verify_run,
         "train": train_run,
+        "learn": learn_run,
         "compare": compare_run,
         "demo": demo,
     }
@@ -179,33 +182,16 @@ def train_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
     else:
         digest = entry.digest
     engine = engine_of(workbench, progress)
-    config = TrainConfig.parse(
-        {
-            "learning_rate": p["learning_rate"],
-            "optimizer": p["optimizer"],
-            "rank": p["rank"],
-            "batch": p["batch"],
-            "replay": p["replay"],
-            "passes": p["passes"],
-            "loss": p["targets"],
-            "tier": p["tier"],
-            "seed": p["seed"],
-        }
-    )
     with workbench.library.lease(entry.digest, "a training run"):
         baked = bake(
             workbench.model(),
             workbench.library,
-            engine,
-            vector,
+            lambda: engine,
+            VectorSource(vector, digest, dose, contrast.train, p["read_pairs"]),
             name=p["name"],
-            vector_digest=digest,
-            dose=dose,
-            pairs=contrast.train,
             prompts=p["prompts"],
             tokens=p["tokens"],
-            read_pairs=p["read_pairs"],
-            config=config,
+            config=config_of(p),
             progress=progress.part(0.02, 0.9),
             provenance={"parameters": p, "contrast": entry.info.get("contrast", {})},
             parents=[entry.digest],
@@ -221,23 +207,36 @@ def train_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
         report=progress.part(0.92, 0.99),
     )
     result = {
-        "name": baked.entry.name,
-        "digest": baked.entry.digest,
-        "revision": baked.entry.revision,
+        **baked_json(baked),
         "vector": p["vector"],
         "dose": dose,
         "optimizer": p["optimizer"],
         "recovered": measured.recovered,
         "margin": measured.margin,
         "kl": measured.kl,
+    }
+    workbench.library.attest(baked.entry.digest, "evaluation", result)
+    return result
+
+
+def config_of(p: Parameters) -> TrainConfig:
+    """The settings of training that a run's parameters ask for."""
+    named = {name: p[name] for name in TrainConfig.model_fields if name in p}
+    return TrainConfig.parse({**named, "loss": p["targets"]})
+
+
+def baked_json(baked: Baked) -> dict[str, Any]:
+    """What every training says of its task vector."""
+    return {
+        "name": baked.entry.name,
+        "digest": baked.entry.digest,
+        "revision": baked.entry.revision,
         "held_out_loss": baked.held_out,
         "changed_share": baked.changed_share,
         "decisions": baked.decisions,
         "times": baked.times,
         "seconds": sum(baked.times.values()),
     }
-    workbench.library.attest(baked.entry.digest, "evaluation", result)
-    return result
 
 
 def working_dose(workbench: Workbench, entry: Entry) -> float:

@@ -1,8 +1,7 @@
-"""Train a steering vector into the weights: decisions, targets, training, task vector.
+"""Train a behaviour into the weights: decisions, targets, training, task vector.
 
-write     the steered engine answers the training prompts; the plain one the replay prompts
-read      both sides of the contrast set's training pairs, as texts that nobody steered wrote
-teach     the base with the vector on says what it would have said at every token
+write     the source gives decisions (most let the engine write them); the base answers replay
+teach     the base says what is right at every token: steered, instructed, or as it is
 train     the plain model learns that, its context frozen
 keep      what changed becomes a task vector, with everything that led to it
 """
@@ -10,84 +9,80 @@ keep      what changed becomes a task vector, with everything that led to it
 from __future__ import annotations
 
 import json
-import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vectors.errors import RunFailed
 from vectors.store import Entry, Library
-from vectors.types import SteeringVector
-from workbench.data.contrast import ContrastPair
-from workbench.data.templates import context_ids, sample
-from workbench.engines.base import Engine, Message, Request, Sampling
+from workbench.data.chat import ChatFile
+from workbench.engines.base import Engine
 from workbench.models.catalog import Model
-from workbench.models.loading import load_model, load_tokenizer
+from workbench.models.loading import LoadedModel, load_model
 from workbench.runs.process import Progress
 from workbench.settings import package_version
-from workbench.train.batches import Decision
+from workbench.train.answers import Desk
+from workbench.train.batches import Decision, check_decisions
 from workbench.train.config import TrainConfig
+from workbench.train.examples import Example, teach
+from workbench.train.kept import Kept, Prepared
 from workbench.train.lesson import Lesson
-from workbench.train.lesson_file import load_lesson, save_lesson
 from workbench.train.loop import StepRecord, TrainResult, train
+from workbench.train.replay import write_replay
 from workbench.train.rounding import stochastic_round
-from workbench.train.teacher import targets
-from workbench.verify.measure import read_prompts
+from workbench.train.sources import Source
+from workbench.train.window import vocabulary_of, window_of
 
-__all__ = ["Baked", "bake", "write_decisions"]
-
-CHUNK = 24
-HELD_OUT_DECISIONS = 12
-TEMPERATURE = 0.8
+__all__ = ["Baked", "bake"]
 
 
 @dataclass(frozen=True)
 class Baked:
-    """A task vector in the library, and how it came to be."""
+    """A task vector in the library, and how it came to be.
+
+    `exam` are the held-out decisions that are to be learnt, as examples with their teacher's
+    contexts.
+    """
 
     entry: Entry
     changed_share: float
     decisions: int
     held_out: list[dict[str, float | None]]
     times: dict[str, float]
+    exam: list[Example]
 
 
 def bake(
     info: Model,
     library: Library,
-    engine: Engine,
-    vector: SteeringVector,
+    engine: Callable[[], Engine],
+    source: Source,
     *,
     name: str,
-    vector_digest: str,
-    dose: float,
-    pairs: Sequence[ContrastPair],
     prompts: int,
     tokens: int,
-    read_pairs: bool,
     config: TrainConfig,
     progress: Progress,
     provenance: dict[str, Any],
     parents: Sequence[str] = (),
+    replay: ChatFile | None = None,
 ) -> Baked:
-    """Train `vector` at `dose`, at its best block, into the model and keep the task vector as `name`.
+    """Train what `source` gives into the model and keep the task vector as `name`.
 
     Args:
         info: the base on the disk.
-        engine: writes the decisions; it goes on serving meanwhile.
-        pairs: training pairs, whose prompts come first among the training prompts.
-        prompts: how many decisions the steered engine writes.
-        tokens: length of such a decision.
-        read_pairs: learn what the steered model says at each token of `pairs`, too, both sides.
+        engine: gives what writes the decisions; it goes on serving meanwhile.
+        prompts: how many decisions the engine writes, for sources that let it write.
+        tokens: longest such decision.
         parents: digests that the task vector comes from.
+        replay: the person's own general text, instead of the built-in prompts.
 
     Raises:
         RunFailed: the engine wrote nothing that can be learnt.
+        InputError, PromptTooLong: a decision that cannot be learnt, by its line.
     """
     times: dict[str, float] = {}
     clock = time.monotonic()
@@ -95,24 +90,13 @@ def bake(
     loaded = load_model(info)
     base: dict[str, Tensor] = {k: v.clone() for k, v in loaded.model.state_dict().items()}
 
-    kept = _Kept.of(progress.folder, name)
-    lessons = kept.lessons()
-    if lessons is None:
-        steer = f"{vector_digest}={dose!r}"
-        learnt, held = write_decisions(
-            engine, info, steer, pairs, prompts, tokens, config, progress.part(0.01, 0.35)
-        )
-        if read_pairs:
-            learnt = [*learnt, *_texts_of(load_tokenizer(info), pairs)]
-        times["decisions"], clock = time.monotonic() - clock, time.monotonic()
-        additions = {vector.best_block: vector.addition(vector.best_block, dose)}
-        both, cut = [*learnt, *held], len(learnt)
-        soft = targets(loaded.model, both, additions, config.top_k, 8, progress.part(0.35, 0.5))
-        lessons = kept.keep(Lesson(learnt, soft[:cut]), Lesson(held, soft[cut:]))
-        times["targets"], clock = time.monotonic() - clock, time.monotonic()
-    lesson, exam = lessons
-
-    result = _train(loaded.model, lesson, exam, config, progress.part(0.5, 0.95), kept.checkpoint)
+    kept = Kept.of(progress.folder, name)
+    prepared = kept.load()
+    if prepared is None:
+        desk = Desk(engine, info, loaded.tokenizer, config, prompts, tokens)
+        prepared = kept.save(_prepare(loaded, desk, source, replay, times, progress))
+        clock = time.monotonic()
+    result = _train(loaded.model, prepared, config, progress.part(0.5, 0.95), kept)
     times["training"], clock = time.monotonic() - clock, time.monotonic()
 
     progress(0.96, "keeping the task vector")
@@ -121,28 +105,28 @@ def bake(
     before = {key: base[key].to(dtype) for key in tuned}
     changed = sum(int((tuned[k] != before[k]).sum()) for k in tuned)
     share = changed / sum(t.numel() for t in before.values())
-    info_json = {
-        "vector": vector_digest,
-        "dose": dose,
-        "block": vector.best_block,
-        "model": info.name,
-        "decisions": len(lesson.decisions),
-        "tokens": tokens,
-        "read_pairs": read_pairs,
-        "config": config.model_dump(),
-        "changed_share": share,
-        "versions": {
-            x: package_version(x) for x in ("torch", "transformers", "steering-workbench")
-        },
-        **provenance,
-    }
+    decisions = prepared.learnt.decisions
     entry = library.save_task(
         name,
         info.base,
         before,
         tuned,
-        info=info_json,
-        files={"decisions.json": _as_json(lesson.decisions)},
+        info={
+            **prepared.plan["about"],
+            "model": info.name,
+            "decisions": len(decisions),
+            "tokens": tokens,
+            "config": config.model_dump(),
+            "changed_share": share,
+            "versions": {
+                x: package_version(x) for x in ("torch", "transformers", "steering-workbench")
+            },
+            **provenance,
+        },
+        files={
+            "decisions.json": _as_json(decisions),
+            **{file: text.encode() for file, text in prepared.plan["files"].items()},
+        },
         parents=parents,
     )
     times["keeping"] = time.monotonic() - clock
@@ -152,124 +136,59 @@ def bake(
         for x in (result.before, result.after)
         if x is not None
     ]
-    return Baked(entry, share, len(lesson.decisions), losses, times)
+    return Baked(entry, share, len(decisions), losses, times, _exam(prepared))
 
 
-def write_decisions(
-    engine: Engine,
-    info: Model,
-    steer: str,
-    pairs: Sequence[ContrastPair],
-    prompts: int,
-    tokens: int,
-    config: TrainConfig,
+def _prepare(
+    loaded: LoadedModel,
+    desk: Desk,
+    source: Source,
+    replay: ChatFile | None,
+    times: dict[str, float],
     progress: Progress,
-) -> tuple[list[Decision], list[Decision]]:
-    """Return decisions to learn and held-out ones, each with its share of replay."""
-    tokenizer = load_tokenizer(info)
-    asked = _training_prompts(pairs, prompts + HELD_OUT_DECISIONS, config.seed)
-    replayed = [row["prompt"] for row in read_prompts("replay")]
-    wanted = round(len(asked) * config.replay / (1 - config.replay))
-    replayed = replayed[: max(wanted, 8 if config.replay else 0)] if config.replay else []
-    steered = _answers(
-        engine, tokenizer, asked, steer, "steered", tokens, config.seed, progress.part(0, 0.8)
+) -> Prepared:
+    clock = time.monotonic()
+    model: Any = loaded.model
+    written = source.write(desk, progress.part(0.01, 0.29))
+    # A person's own line that cannot be learnt is told before the engine writes replay.
+    own = [*written.learnt, *written.held_out]
+    for decisions in ([e.decision for e in own], [e.read_by_teacher for e in own]):
+        check_decisions(decisions, window_of(model), vocabulary_of(model))
+    general, spare = write_replay(desk, written.asked, replay, progress.part(0.29, 0.35))
+    times["decisions"], clock = time.monotonic() - clock, time.monotonic()
+    learnt, held_out = [*written.learnt, *general], [*written.held_out, *spare]
+    soft = teach(
+        model,
+        [*learnt, *held_out],
+        source.additions,
+        desk.config.top_k,
+        progress.part(0.35, 0.5),
     )
-    replay = _answers(
-        engine, tokenizer, replayed, "", "replay", tokens, config.seed, progress.part(0.8, 1)
+    times["targets"] = time.monotonic() - clock
+    plan = {
+        "about": source.about,
+        "files": written.files,
+        "instructed": [example.instructed_ids for example in held_out],
+    }
+    return Prepared(
+        Lesson([e.decision for e in learnt], soft[: len(learnt)]),
+        Lesson([e.decision for e in held_out], soft[len(learnt) :]),
+        plan,
     )
-    if len(steered) <= HELD_OUT_DECISIONS:
-        raise RunFailed(
-            f"The steered engine wrote only {len(steered)} usable decisions; lower the dose and try again."
-        )
-    few = HELD_OUT_DECISIONS if len(steered) > 4 * HELD_OUT_DECISIONS else max(1, len(steered) // 5)
-    spare = max(1, len(replay) // 10) if len(replay) > 1 else 0
-    learnt = [*steered[few:], *replay[spare:]]
-    return learnt, [*steered[:few], *replay[:spare]]
 
 
-def _training_prompts(pairs: Sequence[ContrastPair], count: int, seed: int) -> list[str]:
-    """The set's own training prompts, then general ones, each once until they run out."""
-    own = list(dict.fromkeys(p.prompt for p in pairs))
-    general = [row["prompt"] for row in read_prompts("training") if row["prompt"] not in set(own)]
-    rng = random.Random(seed)
-    rng.shuffle(own)
-    rng.shuffle(general)
-    pool = [*own[: count // 2], *general, *own[count // 2 :]]
-    chosen = [pool[i % len(pool)] for i in range(count)]
-    rng.shuffle(chosen)
-    return chosen
-
-
-def _answers(
-    engine: Engine,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    steer: str,
-    kind: Any,
-    tokens: int,
-    seed: int,
-    progress: Progress,
-) -> list[Decision]:
-    found: list[Decision] = []
-    for start in range(0, len(prompts), CHUNK):
-        progress(start / len(prompts), f"writing {kind} decisions, {start} of {len(prompts)}")
-        chunk = prompts[start : start + CHUNK]
-        chats: list[tuple[Message, ...]] = [({"role": "user", "content": p},) for p in chunk]
-        sampling = [
-            Sampling(tokens, TEMPERATURE, 1.0, seed * 100_003 + start + i)
-            for i in range(len(chunk))
-        ]
-        requests = [Request(c, steer, sampling=s) for c, s in zip(chats, sampling, strict=True)]
-        for index, reply in enumerate(engine.generate(requests, progress.cancelled)):
-            ids = list(tokenizer(reply.text, add_special_tokens=False)["input_ids"])
-            if reply.finish == "stop" and tokenizer.eos_token_id is not None:
-                ids.append(tokenizer.eos_token_id)
-            if len(ids) >= 2:
-                context = context_ids(tokenizer, chats[index])
-                found.append(Decision(context, tuple(ids), kind, start + index))
-    return found
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What a run keeps until its end, so that one that was killed goes on where it was."""
-
-    lesson: Path | None
-    checkpoint: Path | None
-
-    @classmethod
-    def of(cls, folder: Path | None, name: str) -> _Kept:
-        # By name, because one run may train several times.
-        if folder is None:
-            return cls(None, None)
-        files = (folder / f"{name}.{what}.safetensors" for what in ("lesson", "checkpoint"))
-        return cls(*files)
-
-    def lessons(self) -> tuple[Lesson, Lesson] | None:
-        """The decisions to learn and the held-out ones, where they were written before."""
-        if self.lesson is None or not self.lesson.exists():
-            return None
-        found = load_lesson(self.lesson)
-        return found["learnt"], found["held_out"]
-
-    def keep(self, learnt: Lesson, held_out: Lesson) -> tuple[Lesson, Lesson]:
-        if self.lesson is not None:
-            save_lesson(self.lesson, {"learnt": learnt, "held_out": held_out})
-        return learnt, held_out
-
-    def drop(self) -> None:
-        for file in (self.lesson, self.checkpoint):
-            if file is not None:
-                file.unlink(missing_ok=True)
+def _exam(prepared: Prepared) -> list[Example]:
+    """The held-out decisions with their teachers' contexts, without replay."""
+    rows = zip(prepared.held_out.decisions, prepared.plan["instructed"], strict=True)
+    return [
+        Example(decision, instructed_ids=None if ids is None else tuple(ids))
+        for decision, ids in rows
+        if decision.kind == "steered"
+    ]
 
 
 def _train(
-    model: Any,
-    lesson: Lesson,
-    exam: Lesson,
-    config: TrainConfig,
-    progress: Progress,
-    checkpoint: Path | None,
+    model: Any, prepared: Prepared, config: TrainConfig, progress: Progress, kept: Kept
 ) -> TrainResult:
     def on_step(record: StepRecord) -> None:
         progress.event(
@@ -295,29 +214,14 @@ def _train(
 
     return train(
         model,
-        lesson.decisions,
-        lesson.targets,
+        prepared.learnt.decisions,
+        prepared.learnt.targets,
         config,
-        held_out=exam,
+        held_out=prepared.held_out if prepared.held_out.decisions else None,
         on_step=on_step,
         cancelled=progress.cancelled,
-        checkpoint=checkpoint,
+        checkpoint=kept.checkpoint,
     )
-
-
-def _texts_of(tokenizer: Any, pairs: Sequence[ContrastPair]) -> list[Decision]:
-    """Both sides of each pair, to be learnt as the steered model reads them.
-
-    The engine's own decisions show what the direction leads to, and none of what it leads away
-    from; without these texts that half is learnt poorly (docs/adr/0008).
-    """
-    end = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-    found = []
-    for number, pair in enumerate(pairs):
-        for text in (pair.positive, pair.negative):
-            made = sample(tokenizer, pair.prompt, text)
-            found.append(Decision(made.context, (*made.completion, *end), "steered", number))
-    return found
 
 
 def _stored(weights: dict[str, Tensor], dtype: torch.dtype, seed: int) -> dict[str, Tensor]:

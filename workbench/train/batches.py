@@ -73,7 +73,7 @@ def check_decisions(decisions: Sequence[Decision], window: int, vocabulary: int)
     if not decisions:
         raise InputError("There is nothing to learn; give at least one decision.")
     for decision in decisions:
-        name = f"The {decision.kind} decision of line {decision.line}"
+        name = f"The {'replay ' * (decision.kind == 'replay')}decision of line {decision.line}"
         context, tokens = decision.context_ids, decision.decision_ids
         if not tokens:
             raise InputError(f"{name} is empty; give it at least one token, or leave it out.")

@@ -17,6 +17,9 @@ from vectors.errors import ShapeMismatch
 __all__ = ["SoftTargets", "soft_loss", "token_loss"]
 
 
+NEVER = -1e4
+
+
 @dataclass(frozen=True)
 class SoftTargets:
     """A teacher's distribution at N positions: its K likeliest tokens, and the rest as one bucket.
@@ -40,6 +43,20 @@ class SoftTargets:
         total_N1 = torch.logaddexp(rest_N1, top.values.logsumexp(1, keepdim=True))
         log_probs_NK = (top.values - total_N1).half()
         return cls(top.indices.int(), log_probs_NK, (rest_N1 - total_N1).squeeze(1))
+
+    @classmethod
+    def certain(cls, labels_N: Tensor, k: int, vocabulary: int) -> SoftTargets:
+        """All probability on the labels: `soft_loss` is then the cross-entropy of these tokens.
+
+        The other K - 1 tokens, and the rest, have `exp(NEVER) = 0`; minus infinity would give NaN.
+        """
+        others_K = torch.arange(min(k, vocabulary), device=labels_N.device)
+        ids_NK = ((labels_N[:, None] + others_K) % vocabulary).int()
+        log_probs_NK = torch.full(ids_NK.shape, NEVER, dtype=torch.float16, device=labels_N.device)
+        log_probs_NK[:, 0] = 0.0
+        whole = ids_NK.shape[1] == vocabulary
+        log_rest_N = torch.full_like(labels_N, -torch.inf if whole else NEVER, dtype=torch.float32)
+        return cls(ids_NK, log_probs_NK, log_rest_N)
 
     @classmethod
     def join(cls, parts: Sequence[SoftTargets], device: torch.device | str = "cpu") -> SoftTargets:

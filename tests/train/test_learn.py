@@ -1,0 +1,182 @@
+"""A person's own data becomes a task vector: chat file, stripped instructions, one side of a set.
+
+Everything is the real part, with transformers as the engine.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+import pytest
+import torch
+
+from vectors.errors import InputError, PromptTooLong
+from workbench.runs.learn import learn_run
+from workbench.runs.parameters import checked
+from workbench.runs.process import Progress
+from workbench.service import Workbench
+from workbench.train.losses import SoftTargets, soft_loss, token_loss
+
+SMALL = {"tokens": 6, "batch": 4, "prompts": 8, "learning_rate": 2e-3, "passes": 4}
+
+
+@pytest.fixture(scope="module")
+def wb(tiny_home):
+    with Workbench(tiny_home, "tiny", "transformers") as found:
+        yield found
+
+
+def learn(wb: Workbench, folder: Any, **options: Any) -> tuple[dict[str, Any], list[dict]]:
+    asked = {"model": "tiny", "engine": "transformers", **SMALL, **options}
+    folder.mkdir(exist_ok=True)
+    result = learn_run(wb, checked("learn", asked, wb), Progress(folder))
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return result, events
+
+
+def chats(folder: Any, count: int = 10, name: str = "chat.jsonl", **extra: Any) -> str:
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Say the word {i}."},
+                {"role": "assistant", "content": f"Word {i}, with joy!"},
+            ]
+        }
+        for i in range(count)
+    ]
+    path = folder / name
+    path.write_text(
+        "".join(json.dumps(line) + "\n" for line in [*lines, *([extra] if extra else [])])
+    )
+    return str(path)
+
+
+def test_certain_targets_are_the_cross_entropy_of_their_tokens():
+    torch.manual_seed(0)
+    logits = torch.randn(9, 50, requires_grad=True)
+    labels = torch.randint(0, 50, (9,))
+    for k in (1, 7, 50, 64):
+        certain = SoftTargets.certain(labels, k, 50)
+        assert torch.allclose(soft_loss(logits, certain), token_loss(logits, labels), atol=1e-6)
+        (grad,) = torch.autograd.grad(soft_loss(logits, certain), logits)
+        (expected,) = torch.autograd.grad(token_loss(logits, labels), logits)
+        assert torch.allclose(grad, expected, atol=1e-7)
+
+
+def test_a_chat_file_is_learnt_and_measured(wb, tmp_path):
+    result, events = learn(wb, tmp_path / "run", name="words", data=chats(tmp_path))
+    assert result["source"] == "chat" and result["decisions"] == 8 + 8 - 1
+    assert result["log_prob"]["trained"] > result["log_prob"]["base"] + 0.1
+    assert result["recovered"] is None and result["margin"] == {}
+    before, after = result["held_out_loss"]
+    assert after["steered"] < before["steered"]
+    # The held-out loss of certain targets is what the engine measures, with the other sign.
+    assert before["steered"] == pytest.approx(-result["log_prob"]["base"], abs=0.02)
+    assert before["general"] is not None and result["kl"]["trained"] > 0
+    entry = wb.library.get("words")
+    assert entry.info["source"] == "chat" and entry.info["file_digest"]
+    assert {e["kind"] for e in events} >= {"step"}
+    assert not list((tmp_path / "run").glob("words.*")), "what was kept for resuming is dropped"
+
+
+def test_without_replay_nothing_general_is_learnt(wb, tmp_path):
+    result, _ = learn(wb, tmp_path / "run", name="bare", data=chats(tmp_path, 3), replay=0)
+    assert result["decisions"] == 3 and result["log_prob"] == {}
+    assert result["held_out_loss"] == []
+
+
+def test_replay_comes_from_a_file(wb, tmp_path):
+    mine = chats(tmp_path, 4, "mine.jsonl", prompt="What is a tree?")
+    asked = {"data": chats(tmp_path), "replay_file": mine}
+    result, _ = learn(wb, tmp_path / "run", name="mine", **asked)
+    # 10 decisions at a share of a quarter ask for at least 8, and the file has 4 and a prompt.
+    assert result["decisions"] == 8 + 4
+    kept = json.loads(wb.library.read_file(wb.library.get("mine"), "decisions.json"))
+    assert sum(kind == "replay" for _, _, kind in kept) == 4
+    assert wb.library.get("mine").info["replay_digest"]
+
+
+def test_instructions_are_stripped(wb, tmp_path):
+    path = tmp_path / "style.txt"
+    path.write_text("Always answer with joy and with the word sunshine.")
+    result, events = learn(wb, tmp_path / "run", name="joy", instructions=str(path), passes=8)
+    shown = next(e for e in events if e["kind"] == "stripped")
+    assert "sunshine" in shown["with_instructions"] and "sunshine" not in shown["stripped"]
+    assert shown["left"] < shown["tokens"]
+    entry = wb.library.get("joy")
+    kept = json.loads(wb.library.read_file(entry, "stripped.json"))
+    assert kept["instructions"].startswith("Always") and kept["stripped"] == shown["stripped"]
+    rows = json.loads(wb.library.read_file(entry, "decisions.json"))
+    tokenizer_rows = [context for context, _, kind in rows if kind == "steered"]
+    assert max(map(len, tokenizer_rows)) < shown["tokens"], "the student sees no instructions"
+    log_prob = result["log_prob"]
+    assert set(log_prob) == {"base", "instructed", "trained"}
+    share = (log_prob["trained"] - log_prob["base"]) / (log_prob["instructed"] - log_prob["base"])
+    assert result["recovered"] == pytest.approx(share)
+    before, after = result["held_out_loss"]
+    assert after["steered"] < before["steered"]
+
+
+def test_one_side_of_a_set_is_preferred(wb, tmp_path):
+    trained, few = {}, tmp_path / "few.jsonl"
+    cheerful = files("workbench.data").joinpath("builtin/cheerful.jsonl").read_text("utf-8")
+    few.write_text("\n".join(cheerful.splitlines()[:32]))
+    for side in ("positive", "negative"):
+        options = {"contrast": str(few), "side": side, "replay": 0}
+        options["learning_rate"] = 8e-3
+        result, _ = learn(wb, tmp_path / side, name=f"prefer-{side}", **options)
+        before, after = result["held_out_loss"]
+        assert after["steered"] < before["steered"]
+        assert wb.library.get(f"prefer-{side}").info["side"] == side
+        trained[side] = result["margin"]["trained"]
+    # Both learn to write; what differs is which side they prefer.
+    assert trained["negative"] < trained["positive"] - 0.5
+
+
+def test_a_set_of_instructions_is_stripped_on_its_side(wb, tmp_path):
+    rows = [
+        {
+            "prompt": f"Say {i}",
+            "positive_instruction": f"Be glad, {i}.",
+            "negative_instruction": f"Be sad, {i}!",
+        }
+        for i in range(12)
+    ]
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"contrast": str(path), "side": "negative", "passes": 1, "replay": 0}
+    result, events = learn(wb, tmp_path / "run", name="sad", **options)
+    assert next(e for e in events if e["kind"] == "stripped")["instructions"].startswith("Be sad")
+    assert result["source"] == "instructions" and "instructed" in result["log_prob"]
+
+
+def test_what_cannot_be_learnt_is_refused_by_line(wb, tmp_path):
+    long = {
+        "messages": [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "word " * 3000},
+        ]
+    }
+    with pytest.raises(PromptTooLong, match="decision of line 11 "):
+        learn(wb, tmp_path / "run", name="long", data=chats(tmp_path, **long))
+
+
+WRONG = [
+    ({}, "0 were given"),
+    ({"data": "CHAT", "contrast": "brief"}, "2 were given"),
+    ({"data": "nothing.jsonl"}, "cannot be read"),
+    ({"instructions": "EMPTY"}, "is empty"),
+    ({"data": "CHAT", "side": "left"}, "'side'"),
+    ({"data": "CHAT", "replay_file": "EMPTY"}, "is empty"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), WRONG)
+def test_wrong_data_is_told_before_a_run_begins(wb, tmp_path, given, words):
+    (tmp_path / "empty.txt").write_text("")
+    files = {"CHAT": chats(tmp_path), "EMPTY": str(tmp_path / "empty.txt")}
+    asked = {key: files.get(value, value) for key, value in given.items()}
+    with pytest.raises(InputError, match=words):
+        checked("learn", {"model": "tiny", "name": "x", **asked}, wb)

@@ -1,0 +1,104 @@
+"""A run that trains a person's own data in: chat file, instructions, or one side of a set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vectors.errors import RunFailed
+from workbench.compare.learnt import measure_learnt
+from workbench.data.chat import parse_chats
+from workbench.data.instructions import Instructed, read_instructions
+from workbench.engines.base import Engine
+from workbench.models.loading import load_tokenizer
+from workbench.runs import work
+from workbench.runs.process import Progress
+from workbench.service import Workbench
+from workbench.train.bake import bake
+from workbench.train.data_sources import ChatSource, InstructionSource, SideSource
+from workbench.train.sources import Source
+from workbench.verify.measure import Bench, read_prompts
+
+__all__ = ["learn_run", "source_of"]
+
+Parameters = dict[str, Any]
+
+
+def learn_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[str, Any]:
+    """Train the data in, keep the task vector, and measure what is held out."""
+    source = source_of(workbench, p)
+    replay = parse_chats(Path(p["replay_file"]), prompts=True) if p["replay_file"] else None
+    started: list[Engine] = []
+
+    def engine() -> Engine:
+        # Started when it is first needed: a chat file without replay needs none to be learnt.
+        if not started:
+            started.append(work.engine_of(workbench, progress))
+        return started[0]
+
+    baked = bake(
+        workbench.model(),
+        workbench.library,
+        engine,
+        source,
+        name=p["name"],
+        prompts=p["prompts"],
+        tokens=p["tokens"],
+        config=work.config_of(p),
+        progress=progress.part(0.02, 0.9),
+        provenance={
+            "parameters": p,
+            **({"replay_digest": replay.digest} if replay is not None else {}),
+        },
+        replay=replay,
+    )
+    progress(0.9, "measuring what was learnt")
+    info = workbench.model()
+    pairs = source.held_out if isinstance(source, SideSource) else ()
+    bench = Bench(
+        engine(),
+        load_tokenizer(info),
+        pairs,
+        read_prompts("neutral")[: work.NEUTRAL],
+        info.served_window,
+        progress.cancelled,
+    )
+    measured = measure_learnt(
+        bench, baked.exam, workbench.weights(f"{p['name']}=1"), progress.part(0.92, 0.99)
+    )
+    result = {
+        **work.baked_json(baked),
+        "source": source.about["source"],
+        "optimizer": p["optimizer"],
+        **measured.to_json(),
+    }
+    workbench.library.attest(baked.entry.digest, "evaluation", result)
+    return result
+
+
+def source_of(workbench: Workbench, p: Parameters) -> Source:
+    """The source that the parameters name.
+
+    Raises:
+        InputError: a file that cannot be used.
+        RunFailed: a set with too few pairs to hold some out.
+    """
+    if p["data"]:
+        return ChatSource(parse_chats(Path(p["data"])))
+    if p["instructions"]:
+        path = Path(p["instructions"])
+        return InstructionSource(read_instructions(path), origin={"file": str(path)})
+    contrast = workbench.contrast.get(p["contrast"])
+    origin = {"contrast": {"name": contrast.name, "digest": contrast.digest}}
+    if not contrast.held_out or not contrast.train:
+        raise RunFailed(f"The set '{contrast.name}' is too small to learn from and measure.")
+    if contrast.by_instruction:
+        learnt, held_out = [
+            [
+                Instructed(getattr(pair, f"{p['side']}_instruction"), pair.prompt, number)
+                for number, pair in enumerate(pairs, start=1)
+            ]
+            for pairs in (contrast.train, contrast.held_out)
+        ]
+        return InstructionSource(learnt, held_out, {**origin, "side": p["side"]})
+    return SideSource(p["side"], contrast.train, contrast.held_out, origin)

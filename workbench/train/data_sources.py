@@ -1,0 +1,167 @@
+"""Decisions of a person's own: a chat file, instructions to strip, one side of a contrast set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from vectors.errors import RunFailed
+from workbench.data.chat import ChatFile
+from workbench.data.contrast import ContrastPair
+from workbench.data.instructions import Instructed
+from workbench.data.templates import context_ids, turn_ids
+from workbench.engines.base import Message
+from workbench.runs.process import Progress
+from workbench.train.answers import Desk, answers, training_prompts
+from workbench.train.batches import Decision
+from workbench.train.examples import Example
+from workbench.train.sources import HELD_OUT_DECISIONS, Written, set_aside
+
+__all__ = ["ChatSource", "InstructionSource", "SideSource", "chat_decisions"]
+
+MOST_HELD_OUT = 48
+
+
+@dataclass(frozen=True)
+class ChatSource:
+    """The marked assistant turns of a chat file, as a person wrote them.
+
+    A fifth of the conversations, at most 48, is held out, chosen by the hash of their content; of
+    fewer than five none is.
+    """
+
+    file: ChatFile
+
+    additions: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"source": "chat", "file": self.file.path, "file_digest": self.file.digest}
+
+    def write(self, desk: Desk, progress: Progress) -> Written:
+        progress(0.0, f"reading {len(self.file.lines)} conversations")
+        by_key = sorted(self.file.lines, key=lambda number: self.file.lines[number].key)
+        held = set(by_key[: min(MOST_HELD_OUT, len(by_key) // 5)])
+        learnt: list[Example] = []
+        held_out: list[Example] = []
+        for number, decision in chat_decisions(desk.tokenizer, self.file, "steered"):
+            (held_out if number in held else learnt).append(Example(decision, "itself"))
+        return Written(learnt, held_out, len(learnt) + len(held_out))
+
+
+@dataclass(frozen=True)
+class InstructionSource:
+    """Instruction stripping: written and taught with the instructions, learnt without them.
+
+    The model that is trained reads the prompt alone. At each token of the decision it learns the
+    distribution that the base has there with the instructions in its context.
+    """
+
+    instructed: str | Sequence[Instructed]
+    held_out: Sequence[Instructed] = ()
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    additions: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"source": "instructions", **self.origin}
+
+    def write(self, desk: Desk, progress: Progress) -> Written:
+        asked = self._asked(desk)
+        shown = _stripping(desk, asked[0])
+        progress.event(kind="stripped", **shown)
+        with_instructions = [row.with_instructions for row in (*asked, *self.held_out)]
+        words = f"writing with instructions ({shown['tokens']} tokens, stripped {shown['left']})"
+        found = answers(desk, with_instructions, "", "steered", progress, words)
+        if len(found) < 2:
+            raise RunFailed(
+                f"With the instructions, the engine wrote {len(found)} usable decisions; give more "
+                "prompts or longer answers."
+            )
+        examples = {n: _stripped(desk, (*asked, *self.held_out)[n], d) for n, d in found}
+        if self.held_out:
+            learnt = [e for n, e in examples.items() if n < len(asked)]
+            held = [e for n, e in examples.items() if n >= len(asked)]
+        else:
+            learnt, held = set_aside(list(examples.values()))
+        return Written(learnt, held, len(asked), {"stripped.json": json.dumps(shown, indent=1)})
+
+    def _asked(self, desk: Desk) -> list[Instructed]:
+        if not isinstance(self.instructed, str):
+            return list(self.instructed)
+        count = desk.prompts + HELD_OUT_DECISIONS
+        prompts = training_prompts((), count, desk.config.seed)
+        return [Instructed(self.instructed, prompt, i) for i, prompt in enumerate(prompts)]
+
+
+@dataclass(frozen=True)
+class SideSource:
+    """One side of a contrast set's completions, preferred: its tokens are learnt."""
+
+    side: Literal["positive", "negative"]
+    pairs: Sequence[ContrastPair]
+    held_out: Sequence[ContrastPair]
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    additions: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"source": "preference", "side": self.side, **self.origin}
+
+    def write(self, desk: Desk, progress: Progress) -> Written:
+        progress(0.0, f"reading {len(self.pairs)} {self.side} completions")
+        learnt, held_out = [
+            [
+                Example(_turn(desk.tokenizer, pair.prompt, getattr(pair, self.side), i), "itself")
+                for i, pair in enumerate(pairs, start=1)
+            ]
+            for pairs in (self.pairs, self.held_out)
+        ]
+        return Written(learnt, held_out, len(learnt))
+
+
+def chat_decisions(
+    tokenizer: Any, file: ChatFile, kind: Literal["steered", "replay"]
+) -> list[tuple[int, Decision]]:
+    """Every marked turn of a file with its line number."""
+    found = []
+    for number, chat in file.lines.items():
+        for index in chat.decisions:
+            context = context_ids(tokenizer, chat.before(index))
+            said = turn_ids(tokenizer, chat.before(index + 1))
+            found.append((number, Decision(context, said, kind, number)))
+    return found
+
+
+def _turn(tokenizer: Any, prompt: str, text: str, line: int) -> Decision:
+    messages: tuple[Message, ...] = (
+        {"role": "user", "content": prompt},
+        {"role": "assistant", "content": text},
+    )
+    context = context_ids(tokenizer, messages[:1])
+    return Decision(context, turn_ids(tokenizer, messages), "steered", line)
+
+
+def _stripped(desk: Desk, row: Instructed, written: Decision) -> Example:
+    context = context_ids(desk.tokenizer, row.stripped)
+    decision = Decision(context, written.decision_ids, "steered", row.line)
+    return Example(decision, "model", written.context_ids)
+
+
+def _stripping(desk: Desk, row: Instructed) -> dict[str, Any]:
+    """One context before and after its instructions are taken out, to be shown and kept."""
+    full = context_ids(desk.tokenizer, row.with_instructions)
+    left = context_ids(desk.tokenizer, row.stripped)
+    return {
+        "instructions": row.instructions,
+        "with_instructions": desk.tokenizer.decode(full),
+        "stripped": desk.tokenizer.decode(left),
+        "tokens": len(full),
+        "left": len(left),
+    }
