@@ -60,7 +60,7 @@ def test_defaults_are_filled_in_and_plain(kind: str, workbench: Workbench) -> No
 
 def test_the_defaults_of_training(workbench: Workbench) -> None:
     found = checked("train", TRAIN, workbench)
-    assert (found["optimizer"], found["targets"], found["tier"]) == ("apollo", "soft", 2)
+    assert (found["optimizer"], found["targets"], found["tier"]) == ("apollo", "soft", "auto")
     assert (found["replay"], found["learning_rate"], found["prompts"]) == (0.25, 1e-4, 150)
     assert (found["passes"], found["tokens"], found["rank"], found["batch"]) == (1, 48, 256, 6)
     assert found["dose"] is None and found["random_direction"] is False
@@ -96,7 +96,8 @@ WRONG = [
     ("train", {**TRAIN, "prompts": 7}, InputError, "'prompts'"),
     ("train", {**TRAIN, "passes": 21}, InputError, "'passes'"),
     ("train", {**TRAIN, "tokens": 3}, InputError, "'tokens'"),
-    ("train", {**TRAIN, "tier": 3}, InputError, "'tier'"),
+    ("train", {**TRAIN, "tier": 1, "reuse": "host"}, InputError, "set tier 2"),
+    ("train", {**TRAIN, "tier": 4}, InputError, "'tier'"),
     ("train", {**TRAIN, "optimizer": "adam"}, InputError, "'optimizer'"),
     ("train", {**TRAIN, "seed": -1}, InputError, "'seed'"),
     ("compare", {**COMPARE, "task": "kind"}, NameNotFound, "task-vector or recipe"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vectors.errors import InputError, PromptTooLong
+from workbench.models.loading import load_tokenizer
 from workbench.runs.learn import learn_run
 from workbench.runs.parameters import checked
 from workbench.runs.process import Progress
@@ -120,19 +121,22 @@ def test_instructions_are_stripped(wb, tmp_path):
 
 
 def test_one_side_of_a_set_is_preferred(wb, tmp_path):
-    trained, few = {}, tmp_path / "few.jsonl"
+    few = tmp_path / "few.jsonl"
     cheerful = files("workbench.data").joinpath("builtin/cheerful.jsonl").read_text("utf-8")
     few.write_text("\n".join(cheerful.splitlines()[:32]))
+    split = wb.contrast.get(str(few))
+    tokenizer = load_tokenizer(wb.model())
     for side in ("positive", "negative"):
         options = {"contrast": str(few), "side": side, "replay": 0}
-        options["learning_rate"] = 8e-3
         result, _ = learn(wb, tmp_path / side, name=f"prefer-{side}", **options)
         before, after = result["held_out_loss"]
         assert after["steered"] < before["steered"]
-        assert wb.library.get(f"prefer-{side}").info["side"] == side
-        trained[side] = result["margin"]["trained"]
-    # Both learn to write; what differs is which side they prefer.
-    assert trained["negative"] < trained["positive"] - 0.5
+        assert set(result["margin"]) == {"base", "trained"}
+        entry = wb.library.get(f"prefer-{side}")
+        assert entry.info["side"] == side and entry.info["contrast"]["digest"] == split.digest
+        rows = json.loads(wb.library.read_file(entry, "decisions.json"))
+        said = [tokenizer.decode(ids) for _, ids, _ in rows]
+        assert said == [f"{getattr(pair, side)}<|end|>" for pair in split.train]
 
 
 def test_a_set_of_instructions_is_stripped_on_its_side(wb, tmp_path):

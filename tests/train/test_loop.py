@@ -34,7 +34,7 @@ def settings(**given) -> TrainConfig:
 
 
 @pytest.mark.parametrize("loss", ["soft", "tokens"])
-@pytest.mark.parametrize(("tier", "optimizer"), [(2, "apollo"), (1, "adamw"), (2, "sgd")])
+@pytest.mark.parametrize(("tier", "optimizer"), [(2, "apollo"), (1, "adamw"), (3, "sgd")])
 def test_the_loss_falls_and_the_ends_stay(model, tier, optimizer, loss):
     items = decisions()
     soft = targets(model, items, {1: PUSH}) if loss == "soft" else None
@@ -161,7 +161,10 @@ def test_bad_input_is_refused(llama):
         {"optimizer": "lion"},
         {"rank": 0},
         {"replay": 1.0},
-        {"tier": 3},
+        {"tier": 4},
+        {"keep": "first"},
+        {"reuse": "cloud"},
+        {"patience": -1},
         {"batch": 0},
         {"clip": -1},
         {"seed": -1},

@@ -76,6 +76,7 @@ def _train(out: Console, r: Result) -> None:
     out.print(
         facts({"recovered": _share(r["recovered"]), "weights changed": _share(r["changed_share"])})
     )
+    _taken(out, r)
     kept = f"Kept as {r['name']}@{r['revision']}, trained on {r['vector']} at dose {r['dose']:g}"
     out.print(f"{kept} in {span(r['seconds'])}. Try: --with {r['name']}=1", soft_wrap=True)
 
@@ -95,8 +96,15 @@ def _learn(out: Console, r: Result) -> None:
             }
         )
     )
+    _taken(out, r)
     kept = f"Kept as {r['name']}@{r['revision']}, {r['decisions']} decisions of {r['source']}"
     out.print(f"{kept}, in {span(r['seconds'])}. Try: --with {r['name']}=1", soft_wrap=True)
+
+
+def _taken(out: Console, r: Result) -> None:
+    steps = r["steps"]
+    out.print(f"Tier {r['tier']['tier']}: {r['tier']['why']}.", soft_wrap=True)
+    out.print(f"{steps['steps']} steps; the weights are those of step {steps['kept_step']}.")
 
 
 def _compare(out: Console, r: Result) -> None:

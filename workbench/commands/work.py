@@ -90,13 +90,31 @@ def train(
     passes: Annotated[int, typer.Option(help="Times that each decision is used.")] = 1,
     tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 48,
     tier: Annotated[
-        int, typer.Option(help="2 freezes the context, 1 takes the gradient through it.")
-    ] = 2,
+        str,
+        typer.Option(
+            help="auto, or: 1 the gradient goes through the context, 2 the context is frozen, "
+            "3 as 1 with layers recomputed."
+        ),
+    ] = "auto",
+    reuse: Annotated[
+        str, typer.Option(help="Keep contexts that were read: off, device, host or disk.")
+    ] = "off",
+    recompute: Annotated[
+        bool, typer.Option(help="Recompute layers in the backward pass: less memory, slower.")
+    ] = False,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many held-out measurements without improvement.")
+    ] = 0,
+    keep: Annotated[
+        str, typer.Option(help="Which weights to keep: best on held-out decisions, or last.")
+    ] = "best",
     seed: Seed = 0,
     detach: Detach = False,
 ) -> None:
     """Train a vector, a chat file, stripped instructions or one side of a set into the weights."""
-    options: dict[str, Any] = {"name": name, "tier": tier, "tokens": tokens, "seed": seed}
+    options: dict[str, Any] = {"name": name, "tokens": tokens, "seed": seed, "keep": keep}
+    options["tier"] = int(tier) if tier.isdecimal() else tier
+    options |= {"reuse": reuse, "recompute": recompute, "patience": patience}
     options |= {"optimizer": optimizer, "targets": targets, "replay": replay, "passes": passes}
     options |= {"learning_rate": learning_rate, "prompts": prompts}
     own = {"data": data, "instructions": strip_instructions, "contrast": contrast}

@@ -85,9 +85,17 @@ class _Training(_Parameters):
     passes: int = Field(1, ge=1, le=20)
     tokens: int = Field(48, ge=4, le=512)
     rank: int = Field(256, ge=1, le=65_536)
-    tier: Literal[1, 2] = 2
+    tier: Literal["auto", 1, 2, 3] = "auto"
     seed: Seed = 0
     batch: int = Field(6, ge=1, le=1024)
+    recompute: bool = False
+    reuse: Literal["off", "device", "host", "disk"] = "off"
+    refresh_every: int = Field(16, ge=1, le=1024)
+    staleness: float = Field(0.05, gt=0, le=10)
+    held_out_every: int = Field(10, ge=1, le=100_000)
+    checkpoint_every: int = Field(20, ge=1, le=100_000)
+    patience: int = Field(0, ge=0, le=1000)
+    keep: Literal["best", "last"] = "best"
 
 
 class Train(_Training):
@@ -158,6 +166,8 @@ def checked(kind: str, parameters: Mapping[str, Any], workbench: Workbench) -> d
     except ValidationError as error:
         raise InputError(_why(kind, error)) from error
     found = asked.model_dump(mode="json")
+    if isinstance(asked, _Training) and asked.reuse != "off" and asked.tier not in ("auto", 2):
+        raise InputError("Contexts are reused where they are frozen; set tier 2, or reuse to off.")
     match asked:
         case Extract():
             found["contrast"] = _contrast(asked.contrast, workbench)

@@ -234,6 +234,8 @@ def baked_json(baked: Baked) -> dict[str, Any]:
         "held_out_loss": baked.held_out,
         "changed_share": baked.changed_share,
         "decisions": baked.decisions,
+        "tier": baked.tier,
+        "steps": baked.steps,
         "times": baked.times,
         "seconds": sum(baked.times.values()),
     }

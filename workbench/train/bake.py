@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from workbench.train.loop import StepRecord, TrainResult, train
 from workbench.train.replay import write_replay
 from workbench.train.rounding import stochastic_round
 from workbench.train.sources import Source
+from workbench.train.tiers import Choice, choose_tier, free_memory
 from workbench.train.window import vocabulary_of, window_of
 
 __all__ = ["Baked", "bake"]
@@ -44,7 +45,7 @@ class Baked:
     """A task vector in the library, and how it came to be.
 
     `exam` are the held-out decisions that are to be learnt, as examples with their teacher's
-    contexts.
+    contexts; `tier` says which tier was taken and why, `steps` which step's weights these are.
     """
 
     entry: Entry
@@ -53,6 +54,8 @@ class Baked:
     held_out: list[dict[str, float | None]]
     times: dict[str, float]
     exam: list[Example]
+    tier: dict[str, Any]
+    steps: dict[str, Any]
 
 
 def bake(
@@ -96,11 +99,16 @@ def bake(
         desk = Desk(engine, info, loaded.tokenizer, config, prompts, tokens)
         prepared = kept.save(_prepare(loaded, desk, source, replay, times, progress))
         clock = time.monotonic()
-    result = _train(loaded.model, prepared, config, progress.part(0.5, 0.95), kept)
+    plan = prepared.plan
+    progress.event(kind="tier", tier=plan["tier"], why=plan["why"])
+    progress(0.5, f"tier {plan['tier']}: {plan['why']}")
+    # The pick is the run's: resumed on a machine with other memory it stays what it was.
+    config = config.model_copy(update={"tier": plan["tier"]})
+    dtype = _stored_dtype(info)
+    result = _train(loaded.model, prepared, config, progress.part(0.5, 0.95), kept, base, dtype)
     times["training"], clock = time.monotonic() - clock, time.monotonic()
 
     progress(0.96, "keeping the task vector")
-    dtype = _stored_dtype(info)
     tuned = _stored(result.weights, dtype, config.seed)
     before = {key: base[key].to(dtype) for key in tuned}
     changed = sum(int((tuned[k] != before[k]).sum()) for k in tuned)
@@ -112,11 +120,14 @@ def bake(
         before,
         tuned,
         info={
-            **prepared.plan["about"],
+            **plan["about"],
             "model": info.name,
             "decisions": len(decisions),
             "tokens": tokens,
             "config": config.model_dump(),
+            "tier": {"tier": plan["tier"], "why": plan["why"]},
+            "steps": result.steps,
+            "kept_step": result.kept_step,
             "changed_share": share,
             "versions": {
                 x: package_version(x) for x in ("torch", "transformers", "steering-workbench")
@@ -125,7 +136,7 @@ def bake(
         },
         files={
             "decisions.json": _as_json(decisions),
-            **{file: text.encode() for file, text in prepared.plan["files"].items()},
+            **{file: text.encode() for file, text in plan["files"].items()},
         },
         parents=parents,
     )
@@ -136,7 +147,16 @@ def bake(
         for x in (result.before, result.after)
         if x is not None
     ]
-    return Baked(entry, share, len(decisions), losses, times, _exam(prepared))
+    return Baked(
+        entry,
+        share,
+        len(decisions),
+        losses,
+        times,
+        _exam(prepared),
+        {"tier": plan["tier"], "why": plan["why"]},
+        {"steps": result.steps, "kept_step": result.kept_step, "keep": config.keep},
+    )
 
 
 def _prepare(
@@ -165,7 +185,10 @@ def _prepare(
         progress.part(0.35, 0.5),
     )
     times["targets"] = time.monotonic() - clock
+    choice = _tier(model, desk.config, [example.decision for example in learnt])
     plan = {
+        "tier": choice.tier,
+        "why": choice.why,
         "about": source.about,
         "files": written.files,
         "instructed": [example.instructed_ids for example in held_out],
@@ -175,6 +198,14 @@ def _prepare(
         Lesson([e.decision for e in held_out], soft[len(learnt) :]),
         plan,
     )
+
+
+def _tier(model: Any, config: TrainConfig, decisions: Sequence[Decision]) -> Choice:
+    if config.tier != "auto":
+        return Choice(config.tier, "as it was asked for")
+    if config.reuse != "off":
+        return Choice(2, "contexts are to be reused, which needs them frozen")
+    return choose_tier(model, decisions, config.batch, free_memory(model.device))
 
 
 def _exam(prepared: Prepared) -> list[Example]:
@@ -188,7 +219,13 @@ def _exam(prepared: Prepared) -> list[Example]:
 
 
 def _train(
-    model: Any, prepared: Prepared, config: TrainConfig, progress: Progress, kept: Kept
+    model: Any,
+    prepared: Prepared,
+    config: TrainConfig,
+    progress: Progress,
+    kept: Kept,
+    base: dict[str, Tensor],
+    dtype: torch.dtype,
 ) -> TrainResult:
     def on_step(record: StepRecord) -> None:
         progress.event(
@@ -199,13 +236,17 @@ def _train(
             gradient_norm=record.grad_norm,
             learning_rate=record.learning_rate,
             tokens_per_second=record.tokens / max(record.seconds, 1e-9),
+            memory=record.memory,
         )
+        if record.contexts is not None:
+            progress.event(kind="contexts", step=record.step, **asdict(record.contexts))
         if record.held_out is not None:
             progress.event(
                 kind="held_out",
                 step=record.step,
                 loss=record.held_out.steered,
                 general=record.held_out.general,
+                changed_share=_changed_share(model, base, dtype),
             )
         progress(
             record.step / record.steps,
@@ -221,7 +262,16 @@ def _train(
         on_step=on_step,
         cancelled=progress.cancelled,
         checkpoint=kept.checkpoint,
+        contexts=kept.contexts,
     )
+
+
+@torch.no_grad()
+def _changed_share(model: Any, base: dict[str, Tensor], dtype: torch.dtype) -> float:
+    """Share of weights that the checkpoint's dtype, rounded to nearest, already tells apart."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    changed = sum(int((p.to(dtype) != base[name].to(dtype)).sum()) for name, p in trained.items())
+    return changed / sum(p.numel() for p in trained.values())
 
 
 def _stored(weights: dict[str, Tensor], dtype: torch.dtype, seed: int) -> dict[str, Tensor]:

@@ -10,10 +10,13 @@ of a head.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.cache_utils import (
     Cache,
     DynamicLayer,
@@ -23,7 +26,10 @@ from transformers.cache_utils import (
 
 from vectors.errors import ModelNotSupported
 
-__all__ = ["FrozenCache"]
+__all__ = ["FrozenCache", "State"]
+
+State = dict[str, Tensor]
+"""What one row of a batch leaves behind, `[1, ...]` without padding, by layer and name."""
 
 
 class _FrozenAttention(DynamicLayer):
@@ -74,6 +80,69 @@ class FrozenCache(Cache):
 
     def __init__(self, filled: Cache) -> None:
         super().__init__(layers=[_freeze(layer) for layer in filled.layers])
+
+    def rows(self, lengths: Sequence[int]) -> list[State]:
+        """Take a left-padded batch apart; row r has `lengths[r]` context tokens.
+
+        Raises:
+            ModelNotSupported: a layer that keeps a window of the context.
+        """
+        found: list[State] = [{} for _ in lengths]
+        for index, layer in enumerate(self.layers):
+            for name, tensor in _states(layer):
+                for row, length in enumerate(lengths):
+                    own = tensor[row : row + 1]
+                    if isinstance(layer, _FrozenAttention):
+                        own = own[:, :, own.shape[2] - length :]
+                    # A view would keep the whole batch.
+                    found[row][f"{index}.{name}"] = own.clone()
+        return found
+
+    def skeleton(self) -> FrozenCache:
+        """This cache without its tensors, to be filled by `with_rows`."""
+        return self._filled_with(lambda index, name: torch.empty(0))
+
+    def with_rows(self, rows: Sequence[State]) -> FrozenCache:
+        """This cache with other rows; their contexts are padded on the left with zeros."""
+        return self._filled_with(lambda index, name: _stacked([r[f"{index}.{name}"] for r in rows]))
+
+    def _filled_with(self, tensor_of: Callable[[int, str], Tensor]) -> FrozenCache:
+        made = copy.copy(self)
+        made.layers = []
+        for index, layer in enumerate(self.layers):
+            twin = copy.copy(layer)
+            if isinstance(twin, _FrozenAttention):
+                twin.keys, twin.values = tensor_of(index, "keys"), tensor_of(index, "values")
+            else:
+                for kind in ("conv_states", "recurrent_states"):
+                    kept: dict[int, Tensor] = getattr(layer, kind)
+                    setattr(twin, kind, {key: tensor_of(index, f"{kind}.{key}") for key in kept})
+            made.layers.append(twin)
+        return made
+
+
+def _states(layer: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(layer, _FrozenAttention):
+        return [("keys", _filled(layer.keys)), ("values", _filled(layer.values))]
+    kinds = ("conv_states", "recurrent_states")
+    if not all(isinstance(getattr(layer, kind, None), dict) for kind in kinds):
+        raise ModelNotSupported(
+            "A layer of this model keeps a window of the context, which cannot be reused row by "
+            "row; leave the reuse of contexts off."
+        )
+    return [
+        (f"{kind}.{key}", _filled(tensor))
+        for kind in kinds
+        for key, tensor in getattr(layer, kind).items()
+    ]
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Rows `[1, ...]` as one batch; only keys and values `[1, H, P, K]` differ, in P."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.shape[2] for part in parts)
+    return torch.cat([F.pad(part, (0, 0, width - part.shape[2], 0)) for part in parts])
 
 
 def _joined(layer: DynamicLayer, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

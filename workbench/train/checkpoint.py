@@ -1,6 +1,7 @@
 """The state of a training run on disk: one safetensors file, replaced at once.
 
     weights.<name>            every trained parameter
+    best.<name>               the same at the best measurement, where that was at another step
     optimizer.<i>.<key>       tensors of the optimizer's state
     metadata["workbench"]     JSON: format, step, identity of the run, notes, numbers of the state
 
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vectors.errors import InputError, OutOfSpace
+from vectors.formats.atomic import sync_folder
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -35,6 +37,7 @@ def save_checkpoint(
     step: int,
     identity: str,
     notes: Mapping[str, Any],
+    best: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the state after `step`; a reader finds the old file or the new one, never a half.
 
@@ -45,12 +48,14 @@ def save_checkpoint(
         step: steps that have been taken.
         identity: what must be equal for a run to go on from here.
         notes: JSON values to get back.
+        best: other weights to get back.
 
     Raises:
         OutOfSpace: the file cannot be written.
     """
     state = optimizer.state_dict()
     tensors = {f"weights.{name}": tensor for name, tensor in weights.items()}
+    tensors.update({f"best.{name}": tensor for name, tensor in (best or {}).items()})
     numbers: dict[str, dict[str, Any]] = {}
     for index, values in state["state"].items():
         numbers[str(index)] = {}
@@ -67,6 +72,9 @@ def save_checkpoint(
         "state": numbers,
         "groups": state["param_groups"],
     }
+    for half in path.parent.glob(f".{path.name}.*"):
+        # A process that was killed while it wrote.
+        half.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(
@@ -77,6 +85,7 @@ def save_checkpoint(
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise OutOfSpace(f"The checkpoint {path} cannot be written: {error}.") from error
@@ -84,8 +93,8 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, identity: str
-) -> tuple[int, dict[str, Any]]:
-    """Put weights and optimizer as they were and return the step and the notes.
+) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+    """Put weights and optimizer as they were and return the step, the notes and the best weights.
 
     Raises:
         InputError: not a checkpoint, or one of another run.
@@ -114,4 +123,5 @@ def load_checkpoint(
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(tensors[f"weights.{name}"])
-    return about["step"], about["notes"]
+    best = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
+    return about["step"], about["notes"], best

@@ -24,12 +24,21 @@ class TrainConfig(BaseModel):
         passes: times that every steered decision is used.
         schedule: "linear" falls from the learning rate to nothing, "constant" stays.
         loss: "soft" learns the teacher's distributions, "tokens" the sampled tokens.
-        tier: 2 freezes the context, 1 takes the gradient through it.
+        tier: 2 freezes the context, 1 takes the gradient through it, 3 does so and recomputes the
+            layers in the backward pass; "auto" picks by `workbench.train.tiers`.
+        recompute: recompute the layers of the decision part at tiers 1 and 2, too.
+        reuse: keep contexts that were read, at tier 2: on the "device", the "host" or "disk".
+        refresh_every: steps after which a kept context is read again, to begin with.
+        staleness: relative difference to a fresh context that is tolerated; sets how often.
         seed: of the order, the projections and the rounding.
         clip: largest norm of the gradient.
         top_k: tokens kept of the teacher's distribution.
         held_out_every: steps between measurements on held-out decisions.
-        checkpoint_every: steps between saves, where a run saves at all.
+        checkpoint_every: steps between saves, where a run saves at all; kept contexts are read
+            again then, so that a run that goes on from there is the same to the bit.
+        patience: measurements on held-out decisions without improvement after which training stops;
+            0 never stops early.
+        keep: which weights become the result: "best" on held-out decisions, or "last".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -42,12 +51,18 @@ class TrainConfig(BaseModel):
     passes: int = Field(1, ge=1, le=1000)
     schedule: Literal["linear", "constant"] = "linear"
     loss: Literal["soft", "tokens"] = "soft"
-    tier: Literal[1, 2] = 2
+    tier: Literal["auto", 1, 2, 3] = "auto"
+    recompute: bool = False
+    reuse: Literal["off", "device", "host", "disk"] = "off"
+    refresh_every: int = Field(16, ge=1, le=1024)
+    staleness: float = Field(0.05, gt=0, le=10)
     seed: int = Field(0, ge=0, lt=1 << 63)
     clip: float = Field(1.0, gt=0)
     top_k: int = Field(64, ge=1)
     held_out_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(20, ge=1)
+    patience: int = Field(0, ge=0, le=1000)
+    keep: Literal["best", "last"] = "best"
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> TrainConfig:

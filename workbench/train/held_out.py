@@ -26,8 +26,10 @@ class HeldOutLoss:
 
 
 @torch.no_grad()
-def held_out_loss(model: PreTrainedModel, lesson: Lesson, config: TrainConfig) -> HeldOutLoss:
-    """Return the losses of `lesson`, read as the training reads and weighted by tokens."""
+def held_out_loss(
+    model: PreTrainedModel, lesson: Lesson, config: TrainConfig, tier: int
+) -> HeldOutLoss:
+    """Return the losses of `lesson`, weighted by tokens; its contexts are always read afresh."""
     means: dict[str, float | None] = {}
     for kind in ("steered", "replay"):
         members = [i for i, d in enumerate(lesson.decisions) if d.kind == kind]
@@ -36,7 +38,7 @@ def held_out_loss(model: PreTrainedModel, lesson: Lesson, config: TrainConfig) -
         for start in range(0, len(members), config.batch):
             batch, target = lesson.batch(members[start : start + config.batch], model.device)
             count = len(batch.labels_N)
-            total += decision_loss(model, batch, target, config.tier).item() * count
+            total += decision_loss(model, batch, target, tier).item() * count
             tokens += count
         means[kind] = total / tokens if tokens else None
     return HeldOutLoss(means["steered"], means["replay"])

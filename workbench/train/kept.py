@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Kept:
     lesson: Path | None
     plan: Path | None
     checkpoint: Path | None
-    best: Path | None
+    contexts: Path | None
 
     @classmethod
     def of(cls, folder: Path | None, name: str) -> Kept:
@@ -50,7 +51,7 @@ class Kept:
             folder / f"{name}.lesson.safetensors",
             folder / f"{name}.plan.json",
             folder / f"{name}.checkpoint.safetensors",
-            folder / f"{name}.best.safetensors",
+            folder / f"{name}.contexts",
         )
 
     def load(self) -> Prepared | None:
@@ -80,6 +81,8 @@ class Kept:
 
     def drop(self) -> None:
         """Delete the files: the task vector is in the library."""
-        for file in (self.lesson, self.plan, self.checkpoint, self.best):
+        for file in (self.lesson, self.plan, self.checkpoint):
             if file is not None:
                 file.unlink(missing_ok=True)
+        if self.contexts is not None:
+            shutil.rmtree(self.contexts, ignore_errors=True)
