@@ -81,6 +81,8 @@ def test_a_training_killed_on_the_way_goes_on_with_its_own_decisions(extracted):
         assert not workbench.runs.get(view.id).ended, "it ended before it could be killed"
         time.sleep(0.01)
     os.kill(int(workbench.runs.get(view.id).state.process.split(":")[0]), signal.SIGKILL)
+    while not workbench.runs.get(view.id).ended:
+        time.sleep(0.01)  # a busy machine takes its time to end a process
     written = load_lesson(lesson)["learnt"].decisions
     workbench.runs.resume(view.id)
     trained = workbench.runs.follow(view.id).result()
