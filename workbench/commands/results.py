@@ -102,6 +102,8 @@ def _learn(out: Console, r: Result) -> None:
 
 
 def _taken(out: Console, r: Result) -> None:
+    if "steps" not in r:  # of a run before tiers were chosen
+        return
     steps = r["steps"]
     out.print(f"Tier {r['tier']['tier']}: {r['tier']['why']}.", soft_wrap=True)
     out.print(f"{steps['steps']} steps; the weights are those of step {steps['kept_step']}.")
