@@ -54,10 +54,10 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
         {"ROWS": 8, "COLUMNS": 1024, "num_warps": 8, "num_stages": 1},
     ],
     "move_factored": [
-        {"COLUMNS": 128, "STEP": 64, "num_warps": 8, "num_stages": 3},
-        {"COLUMNS": 256, "STEP": 64, "num_warps": 8, "num_stages": 3},
-        {"COLUMNS": 128, "STEP": 32, "num_warps": 4, "num_stages": 4},
-        {"COLUMNS": 64, "STEP": 64, "num_warps": 4, "num_stages": 3},
+        {"COLUMNS": 128, "STEP": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 128},
+        {"COLUMNS": 128, "STEP": 32, "num_warps": 8, "num_stages": 3, "maxnreg": 128},
+        {"COLUMNS": 64, "STEP": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 168},
+        {"COLUMNS": 128, "STEP": 64, "num_warps": 4, "num_stages": 2},
     ],
     "project_factored": [
         {"ROWS": 128, "STEP": 64, "num_warps": 8, "num_stages": 2},

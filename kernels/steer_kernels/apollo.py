@@ -28,8 +28,8 @@ __all__ = ["TILES", "adamw_step", "dense_step", "factored_step"]
 # Every launch parameter is decided here and in `_tile`; `benchmarks/apollo.py --tune` tries others.
 # On Hopper, `project` is a product with 256 columns whose accumulator fills half the registers of
 # 8 warps; `move` and `move_adamw` only have to keep enough loads in flight; `move_factored` has
-# two accumulators [64, COLUMNS], and with 4 warps two programs share a multiprocessor, so that one
-# multiplies while the other writes.
+# two accumulators [64, COLUMNS], and with 128 registers a thread four programs share a
+# multiprocessor, so that some multiply while others write.
 TILES: dict[str, dict[str, Any]] = {
     "project": {"ROWS": 128, "STEP": 64, "num_warps": 8, "num_stages": 3},
     "move": {"ROWS": 4, "COLUMNS": 1024, "num_warps": 8, "num_stages": 1},
@@ -37,7 +37,7 @@ TILES: dict[str, dict[str, Any]] = {
     "shrink": {"ROWS": 64, "STEP": 64, "num_warps": 4, "num_stages": 3},
     "project_factored": {"ROWS": 128, "STEP": 64, "num_warps": 8, "num_stages": 3},
     "norm_factored": {"SIDE": 64, "STEP": 64, "num_warps": 4, "num_stages": 4},
-    "move_factored": {"COLUMNS": 128, "STEP": 64, "num_warps": 4, "num_stages": 3},
+    "move_factored": {"COLUMNS": 64, "STEP": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 128},
 }
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 # A kernel is subscripted with its grid, which type checkers do not know of a decorated function.

@@ -48,13 +48,12 @@ def project(
     G = address(table, matrix, 1, GRAD)
     c = block * ROWS + tl.arange(0, ROWS)
     r = tl.arange(0, COLUMNS)
-    rows = G + c.to(tl.int64)[:, None] * stride_c
     R_CR = tl.zeros((ROWS, COLUMNS), tl.float32)
     square_C = tl.zeros((ROWS,), tl.float32)
     for begin in range(0, S, STEP):
         k = begin + tl.arange(0, STEP)
         mask = (c < C)[:, None] & (k < S)[None, :]
-        place_CS = rows + k.to(tl.int64)[None, :] * stride_s
+        place_CS = G + (c[:, None] * stride_c + k[None, :] * stride_s)
         G_CS = tl.load(place_CS, mask=mask, other=0.0)
         signs_SR = tl.load(
             signs + k[:, None] * RANK + r[None, :],
@@ -114,9 +113,9 @@ def _moved(
     COMPAT: tl.constexpr,
 ):
     mask = (row < M)[:, None] & (column < N)[None, :]
-    far, wide = row.to(tl.int64)[:, None], column.to(tl.int64)[None, :]
-    w_place = W + far * w_row + wide * w_column
-    G_MN = tl.load(G + far * g_row + wide * g_column, mask=mask, other=0.0)
+    far, wide = row[:, None], column[None, :]
+    w_place = W + (far * w_row + wide * w_column)
+    G_MN = tl.load(G + (far * g_row + wide * g_column), mask=mask, other=0.0)
     W_MN = tl.load(w_place, mask=mask, other=0.0).to(tl.float32)
     if TENSOR:
         update_MN = G_MN.to(tl.float32) * factor

@@ -44,7 +44,7 @@ def shrink(
     for begin in range(0, S, STEP):
         k = begin + tl.arange(0, STEP)
         B_DS = tl.load(
-            B + d.to(tl.int64)[:, None] * stride_b + k[None, :],
+            B + (d[:, None] * stride_b + k[None, :]),
             mask=(d < D)[:, None] & (k < S)[None, :],
             other=0.0,
         )
@@ -85,18 +85,17 @@ def project_factored(
     """Make R of ROWS channels from A and Z, advance their moments, and store their scaling."""
     block, matrix = tl.program_id(0), tl.program_id(1).to(tl.int64)
     A = address(table, matrix, A_FIELD, FACTOR)
+    Z += matrix * D * COLUMNS
     c, r = block * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     R_CR = tl.zeros((ROWS, COLUMNS), tl.float32)
     for begin in range(0, D, STEP):
         d = begin + tl.arange(0, STEP)
         A_CD = tl.load(
-            A + d.to(tl.int64)[None, :] * stride_a + c[:, None],
+            A + (d[None, :] * stride_a + c[:, None]),
             mask=(c < C)[:, None] & (d < D)[None, :],
             other=0.0,
         )
-        Z_DR = tl.load(
-            Z + (matrix * D + d)[:, None] * COLUMNS + r[None, :], mask=(d < D)[:, None], other=0.0
-        )
+        Z_DR = tl.load(Z + (d[:, None] * COLUMNS + r[None, :]), mask=(d < D)[:, None], other=0.0)
         R_CR = product(A_CD, Z_DR, R_CR)
     q_C, r_C = advance(
         R_CR * root,
@@ -146,17 +145,17 @@ def norm_factored(
         A = address(table, matrix, A_FIELD, FACTOR)
         B = address(table, matrix, B_FIELD, FACTOR)
         d, e = upper * SIDE + tl.arange(0, SIDE), lower * SIDE + tl.arange(0, SIDE)
-        far_d, far_e = d.to(tl.int64)[:, None], e.to(tl.int64)[None, :]
+        far_d, far_e = d[:, None], e[None, :]
         BB = tl.zeros((SIDE, SIDE), tl.float32)
         for begin in range(0, S, STEP):
             k = begin + tl.arange(0, STEP)
             left = tl.load(
-                B + far_d * stride_b + k[None, :],
+                B + (far_d * stride_b + k[None, :]),
                 mask=(d < D)[:, None] & (k < S)[None, :],
                 other=0.0,
             )
             right = tl.load(
-                B + far_e * stride_b + k[:, None],
+                B + (far_e * stride_b + k[:, None]),
                 mask=(e < D)[None, :] & (k < S)[:, None],
                 other=0.0,
             )
@@ -165,12 +164,12 @@ def norm_factored(
         for begin in range(0, C, STEP):
             c = begin + tl.arange(0, STEP)
             left = tl.load(
-                A + far_d * stride_a + c[None, :],
+                A + (far_d * stride_a + c[None, :]),
                 mask=(d < D)[:, None] & (c < C)[None, :],
                 other=0.0,
             )
             right = tl.load(
-                A + far_e * stride_a + c[:, None],
+                A + (far_e * stride_a + c[:, None]),
                 mask=(e < D)[None, :] & (c < C)[:, None],
                 other=0.0,
             )
@@ -250,9 +249,8 @@ def move_factored(
     row = group * 128 + inside
     below = row + 64
     W = address(table, matrix, 0, WEIGHT)
-    wide = column.to(tl.int64)[None, :] * w_column
-    high_place = W + row.to(tl.int64)[:, None] * w_row + wide
-    low_place = W + below.to(tl.int64)[:, None] * w_row + wide
+    high_place = W + (row[:, None] * w_row + column[None, :] * w_column)
+    low_place = W + (below[:, None] * w_row + column[None, :] * w_column)
     high_mask = (row < M)[:, None] & (column < N)[None, :]
     low_mask = (below < M)[:, None] & (column < N)[None, :]
     W_high = tl.load(high_place, mask=high_mask, other=0.0)
@@ -262,18 +260,20 @@ def move_factored(
     low = tl.zeros((64, COLUMNS), tl.float32)
     for begin in range(0, D, STEP):
         d = begin + tl.arange(0, STEP)
-        far = d.to(tl.int64)
         X_DN = tl.load(
-            X + far[:, None] * stride_x + column[None, :],
+            X + (d[:, None] * stride_x + column[None, :]),
             mask=(d < D)[:, None] & (column < N)[None, :],
             other=0.0,
         )
-        token = Y + far[None, :] * stride_y
         Y_high = tl.load(
-            token + row[:, None], mask=(row < M)[:, None] & (d < D)[None, :], other=0.0
+            Y + (d[None, :] * stride_y + row[:, None]),
+            mask=(row < M)[:, None] & (d < D)[None, :],
+            other=0.0,
         )
         Y_low = tl.load(
-            token + below[:, None], mask=(below < M)[:, None] & (d < D)[None, :], other=0.0
+            Y + (d[None, :] * stride_y + below[:, None]),
+            mask=(below < M)[:, None] & (d < D)[None, :],
+            other=0.0,
         )
         high = product(Y_high, X_DN, high)
         low = product(Y_low, X_DN, low)

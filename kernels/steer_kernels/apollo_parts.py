@@ -86,7 +86,7 @@ def _advance_some(
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COMPAT: tl.constexpr,
 ):  # fmt: skip
     r = begin + tl.arange(0, COLUMNS)
-    place = c.to(tl.int64)[:, None] * RANK + r[None, :]
+    place = c[:, None] * RANK + r[None, :]
     mask = (c < C)[:, None] & (r < RANK)[None, :]
     first_CR = tl.load(m + place, mask=mask, other=0.0)
     second_CR = tl.load(v + place, mask=mask, other=0.0)
