@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,14 @@ def save_checkpoint(
         "state": numbers,
         "groups": state["param_groups"],
     }
+    # A folder of its own, because safetensors writes beside its target under a name that it chooses.
     for half in path.parent.glob(f".{path.name}.*"):
         # A process that was killed while it wrote.
-        half.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        shutil.rmtree(half, ignore_errors=True)
+    folder = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = folder / path.name
     try:
+        folder.mkdir()
         save_file(
             {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
             temporary,
@@ -87,8 +91,9 @@ def save_checkpoint(
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise OutOfSpace(f"The checkpoint {path} cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_checkpoint(
