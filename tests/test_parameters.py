@@ -35,6 +35,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "train": TRAIN,
     "learn": {**COMMON, "contrast": "cheerful", "name": "new"},
     "compare": COMPARE,
+    "gradients": COMMON,
     "demo": COMMON,
 }
 

@@ -40,7 +40,7 @@ DEBUG = "WORKBENCH_DEBUG"
 
 ORDER = (
     *("doctor", "app", "models", "contrast", "extract", "generate", "verify", "train", "compare"),
-    *("library", "runs", "serve", "demo", "bench"),
+    *("gradients", "library", "runs", "serve", "demo", "bench"),
 )
 
 

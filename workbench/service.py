@@ -6,9 +6,9 @@
     wb.extract("cheerful", name="cheerful")
     print(wb.generate("How was your day?", steer="cheerful=0.2").text)
 
-Long work (`extract`, `verify`, `train`, `learn`, `compare`, `demo`) is a run: `start` returns at once, the
-methods named after the work wait for it. Engines are started when first needed, and end with the
-process that started them.
+Long work (`extract`, `verify`, `train`, `learn`, `compare`, `gradients`, `demo`) is a run: `start`
+returns at once, the methods named after the work wait for it. Engines are started when first needed,
+and end with the process that started them.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ class Workbench:
     # -- runs -----------------------------------------------------------------------------------
 
     def start(self, kind: str, **parameters: Any) -> RunView:
-        """Start a run of `extract`, `verify`, `train`, `learn`, `compare` or `demo`; returns at once.
+        """Start a run of one kind, such as `extract` or `train`; returns at once.
 
         The same work that is under way already is returned instead of started twice.
         """
@@ -343,6 +343,10 @@ class Workbench:
     ) -> dict[str, Any]:
         """Base, steered and trained on the same prompts, side by side and measured."""
         return self._run("compare", watch, {"vector": vector, "task": task, **options})
+
+    def gradients(self, *, watch: Watch = lambda _: None, **options: Any) -> dict[str, Any]:
+        """Measure where the gradient of decisions flows, and what training moved; writes a report."""
+        return self._run("gradients", watch, options)
 
     def demo(self, *, watch: Watch = lambda _: None, **options: Any) -> dict[str, Any]:
         """The whole loop on `cheerful`, measured; see `workbench demo`."""

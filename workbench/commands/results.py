@@ -41,6 +41,7 @@ def draw_result(out: Console, kind: str, result: Result) -> None:
         "train": _train,
         "learn": _learn,
         "compare": _compare,
+        "gradients": _gradients,
         "demo": _demo,
     }
     drawers.get(kind, _plain)(out, result)
@@ -107,6 +108,22 @@ def _taken(out: Console, r: Result) -> None:
     steps = r["steps"]
     out.print(f"Tier {r['tier']['tier']}: {r['tier']['why']}.", soft_wrap=True)
     out.print(f"{steps['steps']} steps; the weights are those of step {steps['kept_step']}.")
+
+
+def _gradients(out: Console, r: Result) -> None:
+    from workbench.runs.flow_report import table_rows  # noqa: PLC0415  # only here
+
+    names = ("weight", "context", "decision", "frozen", "layers", "silent")
+    out.print(lines(table_rows(r["weights"]), {name: name for name in names}))
+    shares = [{"share of": name, **row} for name, row in r["shares"].items()]
+    out.print(lines(shares, {"share of": "share of", "gdn": "recurrent", "attention": "attention"}))
+    out.print(facts({f"tier {t}, MiB": size / 2**20 for t, size in r["memory"].items()}))
+    for claim in r["claims"]:
+        verdict = {True: "Holds", False: "Does not hold", None: "Cannot be told"}[claim["holds"]]
+        out.print(f"{verdict}: {claim['says']}", style="bold")
+        out.print(claim["measured"])
+    if "report" in r:
+        out.print(f"The report, with plots: {r['report']}", soft_wrap=True)
 
 
 def _compare(out: Console, r: Result) -> None:

@@ -1,4 +1,4 @@
-"""`workbench extract`, `verify`, `train`, `compare`, `demo`: long work, each a run."""
+"""`workbench extract`, `verify`, `train`, `compare`, `gradients`, `demo`: long work, each a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Seed = Annotated[int, typer.Option(help="The same seed and inputs give the same 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    for work in (extract, verify, train, compare, demo):
+    for work in (extract, verify, train, compare, gradients, demo):
         command(app, work.__name__)(work)
 
 
@@ -154,6 +154,23 @@ def compare(
     options = {"vector": vector, "task": task, "prompts": prompt or None, "dose": dose}
     options |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     _run(session, "compare", detach, **options)
+
+
+def gradients(
+    session: Session,
+    contrast: Annotated[
+        str, typer.Option(help="A contrast set, whose positive side is the decisions.")
+    ] = "cheerful",
+    data: Annotated[str, typer.Option(help="A chat file instead.")] = "",
+    decisions: Annotated[int, typer.Option(help="How many of them.")] = 8,
+    task: Annotated[
+        str, typer.Option(help="A task vector: what its training did to recurrent layers.")
+    ] = "",
+    detach: Detach = False,
+) -> None:
+    """Where a decision's gradient comes from and goes, layer by layer, with a report."""
+    options = {"contrast": contrast, "data": data, "decisions": decisions, "task": task}
+    _run(session, "gradients", detach, **options)
 
 
 def demo(

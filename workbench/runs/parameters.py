@@ -129,6 +129,15 @@ class Compare(_Parameters):
     seed: Seed = 0
 
 
+class Gradients(_Parameters):
+    """Where the gradient of decisions flows; with a task, what its training moved."""
+
+    contrast: str = Field("cheerful", min_length=1, max_length=4096)
+    data: Path_ = ""
+    decisions: int = Field(8, ge=1, le=512)
+    task: str = Field("", max_length=300)
+
+
 class Demo(_Parameters):
     """The whole loop; names of what it keeps start with `prefix`."""
 
@@ -146,6 +155,7 @@ KINDS: dict[str, type[_Parameters]] = {
     "train": Train,
     "learn": Learn,
     "compare": Compare,
+    "gradients": Gradients,
     "demo": Demo,
 }
 
@@ -180,6 +190,15 @@ def checked(kind: str, parameters: Mapping[str, Any], workbench: Workbench) -> d
         case Learn():
             found.update(_data(asked, workbench))
             _must_be_free(asked.name, TASK[:1], workbench)
+        case Gradients():
+            found["contrast"] = _contrast(asked.contrast, workbench)
+            if workbench.contrast.get(asked.contrast).by_instruction:
+                raise InputError("The gradient needs completions; name a set that has them.")
+            if asked.data:
+                found["data"] = str(Path(asked.data).expanduser().resolve())
+                parse_chats(Path(found["data"]))
+            if asked.task:
+                _must_fit(asked, {asked.task: TASK}, workbench)
         case Compare():
             _must_fit(asked, {asked.vector: VECTOR, asked.task: TASK}, workbench)
     return found

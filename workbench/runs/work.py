@@ -44,7 +44,8 @@ def do(kind: str, parameters: Parameters, home: Home, progress: Progress) -> dic
         WorkbenchError: whatever the work itself raises.
     """
     from workbench.runs.demo import demo  # noqa: PLC0415  # demo uses this module's functions
-    from workbench.runs.learn import learn_run  # noqa: PLC0415  # and so does this
+    from workbench.runs.gradients import gradients_run  # noqa: PLC0415  # only where asked for
+    from workbench.runs.learn import learn_run  # noqa: PLC0415  # uses this module's, too
 
     works = {
         "extract": extract_run,
@@ -52,6 +53,7 @@ def do(kind: str, parameters: Parameters, home: Home, progress: Progress) -> dic
         "train": train_run,
         "learn": learn_run,
         "compare": compare_run,
+        "gradients": gradients_run,
         "demo": demo,
     }
     if kind not in works:

@@ -21,7 +21,7 @@ from workbench.train.batches import Decision
 from workbench.train.examples import Example
 from workbench.train.sources import HELD_OUT_DECISIONS, Written, set_aside
 
-__all__ = ["ChatSource", "InstructionSource", "SideSource", "chat_decisions"]
+__all__ = ["ChatSource", "InstructionSource", "SideSource", "chat_decisions", "turn_decision"]
 
 MOST_HELD_OUT = 48
 
@@ -118,7 +118,10 @@ class SideSource:
         progress(0.0, f"reading {len(self.pairs)} {self.side} completions")
         learnt, held_out = [
             [
-                Example(_turn(desk.tokenizer, pair.prompt, getattr(pair, self.side), i), "itself")
+                Example(
+                    turn_decision(desk.tokenizer, pair.prompt, getattr(pair, self.side), i),
+                    "itself",
+                )
                 for i, pair in enumerate(pairs, start=1)
             ]
             for pairs in (self.pairs, self.held_out)
@@ -139,7 +142,8 @@ def chat_decisions(
     return found
 
 
-def _turn(tokenizer: Any, prompt: str, text: str, line: int) -> Decision:
+def turn_decision(tokenizer: Any, prompt: str, text: str, line: int) -> Decision:
+    """A prompt and the reply to learn, as one decision."""
     messages: tuple[Message, ...] = (
         {"role": "user", "content": prompt},
         {"role": "assistant", "content": text},
