@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from vectors.errors import ModelNotSupported
-from workbench.train import kernels
+from workbench.train import Decision, kernels, step
+from workbench.train.batches import collate
 from workbench.train.frozen import FrozenContext, freeze_context
-from workbench.train.kernels import read_by_kernels
+from workbench.train.kernels import kernels_fit, read_by_kernels
+from workbench.train.step import decision_loss
 
 P, T = 11, 6
 CONTEXTS = torch.tensor([P, 4])
@@ -100,6 +102,18 @@ def test_a_soft_cap_joins_the_keys_and_keeps_transformers_way(llama, monkeypatch
     true, _ = learn(llama, context)
     monkeypatch.setattr(kernels, "UNKNOWN", ("position_ids",))
     assert torch.equal(learn(llama, read_by_kernels(context))[0], true)
+
+
+def test_a_step_reads_by_kernels_where_they_fit(model, monkeypatch) -> None:
+    decisions = [Decision(tuple(range(9)), (3, 4, 5)), Decision((7, 8, 9), (1, 2))]
+    batch = collate(decisions)
+    assert not kernels_fit(model)
+    true = decision_loss(model, batch, None, 2)
+    read = []
+    monkeypatch.setattr(step, "kernels_fit", lambda model: True)
+    monkeypatch.setattr(step, "read_by_kernels", lambda c: read.append(c) or read_by_kernels(c))
+    assert torch.allclose(decision_loss(model, batch, None, 2), true, atol=1e-5)
+    assert len(read) == 1
 
 
 def test_other_attention_is_refused(llama) -> None:

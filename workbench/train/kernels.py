@@ -15,13 +15,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from steer_kernels.attention import frozen_prefix_attention
 from steer_kernels.gdn import gated_delta_rule
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -30,12 +31,22 @@ from vectors.errors import ModelNotSupported
 from workbench.train.cache import FrozenCache
 from workbench.train.frozen import FrozenContext
 
-__all__ = ["read_by_kernels"]
+__all__ = ["MARK", "kernels_fit", "read_by_kernels"]
 
 NAME = "frozen_prefix"
 RULE = "torch_chunk_gated_delta_rule"
 MARK = "_frozen_prefix"
 UNKNOWN = ("softcap", "s_aux", "position_bias")
+
+
+def kernels_fit(model: PreTrainedModel) -> bool:
+    """Say whether kernels can read this model's frozen contexts: 16-bit floats, CUDA, sdpa."""
+    return (
+        model.device.type == "cuda"
+        and find_spec("triton") is not None
+        and model.dtype in (torch.bfloat16, torch.float16)
+        and model.config._attn_implementation in ("sdpa", NAME)
+    )
 
 
 def read_by_kernels(context: FrozenContext) -> FrozenContext:

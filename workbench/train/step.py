@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from vectors.errors import RunFailed
 from workbench.train.batches import Batch
 from workbench.train.frozen import FrozenContext, freeze_context
+from workbench.train.kernels import kernels_fit, read_by_kernels
 from workbench.train.logits import whole_logits
 from workbench.train.losses import SoftTargets, soft_loss, token_loss
 
-__all__ = ["Read", "decision_logits", "decision_loss", "take_step"]
+__all__ = ["Read", "check_finite", "decision_logits", "decision_loss", "take_step"]
 
 Read = Callable[[PreTrainedModel, Tensor, Tensor], FrozenContext]
 """How contexts are frozen: `freeze_context`, or a store that keeps them."""
@@ -31,6 +32,8 @@ def decision_logits(
     if tier != 2:
         return whole_logits(model, batch)
     context = read(model, batch.context_ids_BP, batch.context_mask_BP)
+    if kernels_fit(model):
+        context = read_by_kernels(context)
     return context.forward(batch.decision_ids_BT, batch.decision_mask_BT, batch.decision_mask_BT)
 
 
@@ -66,11 +69,21 @@ def take_step(
     loss = decision_loss(model, batch, target, tier, read)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(parameters, clip)
-    if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-        raise RunFailed(
-            f"The loss is {loss.item():g} and its gradient's norm {norm.item():g}; "
-            "lower the learning rate or the dose."
-        )
+    numbers = loss.item(), norm.item()
+    check_finite(*numbers)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.item(), norm.item()
+    return numbers
+
+
+def check_finite(loss: float, norm: float) -> None:
+    """Refuse a step that would spoil the weights.
+
+    Raises:
+        RunFailed: a loss or gradient that is not finite.
+    """
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise RunFailed(
+            f"The loss is {loss:g} and its gradient's norm {norm:g}; "
+            "lower the learning rate or the dose."
+        )
