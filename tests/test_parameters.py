@@ -98,6 +98,7 @@ WRONG = [
     ("train", {**TRAIN, "passes": 21}, InputError, "'passes'"),
     ("train", {**TRAIN, "tokens": 3}, InputError, "'tokens'"),
     ("train", {**TRAIN, "tier": 1, "reuse": "host"}, InputError, "set tier 2"),
+    ("train", {**TRAIN, "tier": 3, "recorded": True}, InputError, "Steps are recorded"),
     ("train", {**TRAIN, "tier": 4}, InputError, "'tier'"),
     ("train", {**TRAIN, "optimizer": "adam"}, InputError, "'optimizer'"),
     ("train", {**TRAIN, "seed": -1}, InputError, "'seed'"),

@@ -90,6 +90,17 @@ def test_split_undoes_join():
         assert torch.equal(one.log_rest_N, other.log_rest_N)
 
 
+def test_weights_of_one_share_each_give_the_mean_and_none_leaves_a_position_out():
+    student, labels = logits(6, 20, 0), torch.arange(6)
+    target = SoftTargets.of(logits(6, 20, 1), 5)
+    first = torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0, 0.0])
+    four = SoftTargets.of(logits(6, 20, 1)[:4], 5)
+    torch.testing.assert_close(
+        token_loss(student, labels, first), token_loss(student[:4], labels[:4])
+    )
+    torch.testing.assert_close(soft_loss(student, target, first), soft_loss(student[:4], four))
+
+
 def test_token_loss_is_cross_entropy_and_positions_must_fit():
     student, labels = logits(4, 9, 0), torch.tensor([1, 2, 3, 0])
     by_hand = -student.log_softmax(1)[torch.arange(4), labels].mean()

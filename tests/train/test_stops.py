@@ -70,7 +70,7 @@ def test_it_stops_early_where_held_out_no_longer_improves(llama, tmp_path):
     assert again.steps == found.steps and again.last == found.last
 
 
-@pytest.mark.parametrize("more", [{}, {"reuse": "host", "refresh_every": 2}])
+@pytest.mark.parametrize("more", [{}, {"reuse": "host", "refresh_every": 2}, {"recorded": True}])
 def test_best_and_kept_contexts_survive_a_resume(model, more, tmp_path):
     start, exam, path = learnt(model), Lesson(decisions(1)), tmp_path / "state.safetensors"
     config = settings(learning_rate=2e-2, checkpoint_every=3, tier=2, **more)

@@ -99,6 +99,10 @@ def train(
     reuse: Annotated[
         str, typer.Option(help="Keep contexts that were read: off, device, host or disk.")
     ] = "off",
+    recorded: Annotated[
+        bool,
+        typer.Option(help="Pad steps to a few shapes that a GPU records and replays: faster."),
+    ] = False,
     recompute: Annotated[
         bool, typer.Option(help="Recompute layers in the backward pass: less memory, slower.")
     ] = False,
@@ -115,6 +119,7 @@ def train(
     options: dict[str, Any] = {"name": name, "tokens": tokens, "seed": seed, "keep": keep}
     options["tier"] = int(tier) if tier.isdecimal() else tier
     options |= {"reuse": reuse, "recompute": recompute, "patience": patience}
+    options["recorded"] = recorded
     options |= {"optimizer": optimizer, "targets": targets, "replay": replay, "passes": passes}
     options |= {"learning_rate": learning_rate, "prompts": prompts}
     own = {"data": data, "instructions": strip_instructions, "contrast": contrast}

@@ -92,6 +92,7 @@ class _Training(_Parameters):
     reuse: Literal["off", "device", "host", "disk"] = "off"
     refresh_every: int = Field(16, ge=1, le=1024)
     staleness: float = Field(0.05, gt=0, le=10)
+    recorded: bool = False
     held_out_every: int = Field(10, ge=1, le=100_000)
     checkpoint_every: int = Field(20, ge=1, le=100_000)
     patience: int = Field(0, ge=0, le=1000)
@@ -178,6 +179,10 @@ def checked(kind: str, parameters: Mapping[str, Any], workbench: Workbench) -> d
     found = asked.model_dump(mode="json")
     if isinstance(asked, _Training) and asked.reuse != "off" and asked.tier not in ("auto", 2):
         raise InputError("Contexts are reused where they are frozen; set tier 2, or reuse to off.")
+    if isinstance(asked, _Training) and asked.recorded and asked.tier not in ("auto", 2):
+        raise InputError(
+            "Steps are recorded where contexts are frozen; set tier 2, or leave it out."
+        )
     match asked:
         case Extract():
             found["contrast"] = _contrast(asked.contrast, workbench)

@@ -205,6 +205,8 @@ def _tier(model: Any, config: TrainConfig, decisions: Sequence[Decision]) -> Cho
         return Choice(config.tier, "as it was asked for")
     if config.reuse != "off":
         return Choice(2, "contexts are to be reused, which needs them frozen")
+    if config.recorded:
+        return Choice(2, "steps are to be recorded, which needs contexts frozen")
     return choose_tier(model, decisions, config.batch, free_memory(model.device))
 
 

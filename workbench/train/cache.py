@@ -106,6 +106,30 @@ class FrozenCache(Cache):
         """This cache with other rows; their contexts are padded on the left with zeros."""
         return self._filled_with(lambda index, name: _stacked([r[f"{index}.{name}"] for r in rows]))
 
+    def padded(self, prefix: int) -> FrozenCache:
+        """A copy whose contexts have `prefix` positions, padded on the left with zeros.
+
+        Raises:
+            ModelNotSupported: a layer that keeps a window of the context.
+        """
+        states = [dict(_states(layer)) for layer in self.layers]
+
+        def tensor_of(index: int, name: str) -> Tensor:
+            tensor = states[index][name]
+            if name not in ("keys", "values"):
+                return tensor.clone()
+            return F.pad(tensor, (0, 0, prefix - tensor.shape[2], 0))
+
+        return self._filled_with(tensor_of)
+
+    def fill(self, other: FrozenCache) -> None:
+        """Take over the states of `other`, in place; what is left of shorter contexts stays."""
+        for own, layer in zip(self.layers, other.layers, strict=True):
+            for (name, into), (_, tensor) in zip(_states(own), _states(layer), strict=True):
+                if name in ("keys", "values"):
+                    into = into[:, :, into.shape[2] - tensor.shape[2] :]
+                into.copy_(tensor)
+
     def _filled_with(self, tensor_of: Callable[[int, str], Tensor]) -> FrozenCache:
         made = copy.copy(self)
         made.layers = []

@@ -30,6 +30,8 @@ class TrainConfig(BaseModel):
         reuse: keep contexts that were read, at tier 2: on the "device", the "host" or "disk".
         refresh_every: steps after which a kept context is read again, to begin with.
         staleness: relative difference to a fresh context that is tolerated; sets how often.
+        recorded: at tier 2, pad steps to a few shapes, which a GPU records and replays; worth it
+            where contexts are reused and steps are many.
         seed: of the order, the projections and the rounding.
         clip: largest norm of the gradient.
         top_k: tokens kept of the teacher's distribution.
@@ -56,6 +58,7 @@ class TrainConfig(BaseModel):
     reuse: Literal["off", "device", "host", "disk"] = "off"
     refresh_every: int = Field(16, ge=1, le=1024)
     staleness: float = Field(0.05, gt=0, le=10)
+    recorded: bool = False
     seed: int = Field(0, ge=0, lt=1 << 63)
     clip: float = Field(1.0, gt=0)
     top_k: int = Field(64, ge=1)

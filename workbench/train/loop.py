@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vectors.errors import Cancelled, InputError
@@ -30,6 +30,7 @@ from workbench.train.lesson import Lesson
 from workbench.train.losses import SoftTargets
 from workbench.train.modes import training
 from workbench.train.optimizers import make_optimizer
+from workbench.train.recorded import RecordedSteps
 from workbench.train.step import take_step
 from workbench.train.tiers import choose_tier, free_memory
 
@@ -131,6 +132,7 @@ def train(
     with training(model, config.recompute or tier == 3) as weights, ExitStack() as stack:
         optimizer = make_optimizer(weights.values(), config)
         store = _store(config, tier, contexts, stack)
+        recorded = _recorded(config, tier, model, weights.values(), optimizer)
         best = Best(config.patience, keep=config.keep == "best" and exam is not None)
         identity = _identity(lesson, config, tier)
         done, before, last = 0, None, None
@@ -156,16 +158,13 @@ def train(
             batch, target = lesson.batch(schedule[step - 1], model.device)
             if store is not None:
                 store.step = step
-            loss, norm = take_step(
-                model,
-                batch,
-                target,
-                weights.values(),
-                optimizer,
-                tier,
-                config.clip,
-                store or freeze_context,
-            )
+            read = store or freeze_context
+            if recorded is not None:
+                loss, norm = recorded.take(batch, target, read)
+            else:
+                loss, norm = take_step(
+                    model, batch, target, weights.values(), optimizer, tier, config.clip, read
+                )
             seconds = time.monotonic() - started
             measured = None
             if exam is not None and step % config.held_out_every == 0 and step < len(schedule):
@@ -222,6 +221,23 @@ def _store(
     if config.reuse == "disk" and folder is None:
         folder = Path(stack.enter_context(TemporaryDirectory()), "contexts")
     return ContextStore(config.reuse, config.refresh_every, config.staleness, folder)
+
+
+def _recorded(
+    config: TrainConfig,
+    tier: int,
+    model: PreTrainedModel,
+    weights: Iterable[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> RecordedSteps | None:
+    if not config.recorded:
+        return None
+    if tier != 2:
+        raise InputError(
+            f"Steps are recorded where contexts are frozen, at tier 2, and this run takes tier {tier}; "
+            "set tier 2, or do not record."
+        )
+    return RecordedSteps(model, weights, optimizer, config.clip)
 
 
 def _memory(device: torch.device) -> int:

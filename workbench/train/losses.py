@@ -78,7 +78,7 @@ class SoftTargets:
         return len(self.log_rest_N)
 
 
-def soft_loss(logits_NV: Tensor, targets: SoftTargets) -> Tensor:
+def soft_loss(logits_NV: Tensor, targets: SoftTargets, weights_N: Tensor | None = None) -> Tensor:
     """Return the mean over positions of the divergence of the student from the teacher.
 
     `KL(t || s) = sum_i t_i (log t_i - log s_i)`, i running over the teacher's K tokens and one
@@ -89,6 +89,7 @@ def soft_loss(logits_NV: Tensor, targets: SoftTargets) -> Tensor:
     Args:
         logits_NV: the student's, any floating dtype; computed in float32 at least.
         targets: the teacher's, N positions in the same order.
+        weights_N: where given, the result is the sum weighted by these instead of the mean.
 
     Returns:
         A scalar in nats for each token.
@@ -105,19 +106,26 @@ def soft_loss(logits_NV: Tensor, targets: SoftTargets) -> Tensor:
         student = torch.cat([student, _rest(logits_NV, ids_NK)], dim=1)
         teacher = torch.cat([teacher, targets.log_rest_N[:, None].to(teacher.dtype)], dim=1)
     # The buckets part the vocabulary, so that a softmax over their logits is exact.
-    return F.kl_div(
-        student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True
-    )
+    student, teacher = student.log_softmax(1), teacher.log_softmax(1)
+    if weights_N is None:
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    each_NK = F.kl_div(student, teacher, reduction="none", log_target=True)
+    return (each_NK.sum(1) * weights_N).sum()
 
 
-def token_loss(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+def token_loss(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy `-log s(label)` of sampled tokens, in nats for each token.
+
+    Where `weights_N` is given, the result is the sum weighted by these instead of the mean.
 
     Raises:
         ShapeMismatch: other positions than the student's.
     """
     _check(logits_NV, len(labels_N))
-    return F.cross_entropy(logits_NV, labels_N)
+    if weights_N is None:
+        return F.cross_entropy(logits_NV, labels_N)
+    each_N = F.cross_entropy(logits_NV, labels_N, reduction="none")
+    return (each_N * weights_N).sum()
 
 
 def _rest(logits_NV: Tensor, ids_NK: Tensor) -> Tensor:
