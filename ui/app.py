@@ -8,10 +8,11 @@ from typing import Any
 import gradio as gr
 from gradio import themes
 
+from ui.forms import STILL, notice, told
 from ui.help import help_for
 from ui.markup import log_box, status
 from ui.markup import seconds as time_words
-from ui.session import Session, notice, told
+from ui.session import Session
 from ui.tabs import compare, extract, library, steer, train, verify
 
 __all__ = ["LOOK", "make_page"]
@@ -56,8 +57,7 @@ def make_page(session: Session) -> gr.Blocks:
 
         def left(browser: gr.Request) -> None:
             """End what streams to a browser that is gone; runs go on."""
-            for key in (browser.session_hash, f"{browser.session_hash}-live"):
-                session.stop(key)
+            session.stops.end_all(browser.session_hash)
 
         page.unload(left)
     return page
@@ -107,17 +107,14 @@ def _head(session: Session) -> None:
     def use(name: str | None) -> None:
         session.use_model(name or "")
 
-    quiet: dict[str, Any] = {
-        "queue": False, "show_progress": "hidden", "api_visibility": "private",
-    }  # fmt: skip
     drawn = [chip, start, stop, printed, lines]
-    gr.Timer(PACE).tick(draw, outputs=drawn, **quiet)
-    session.page.load(told(1)(load), outputs=[box, model], **quiet).then(
-        draw, outputs=drawn, **quiet
+    gr.Timer(PACE).tick(draw, outputs=drawn, **STILL)
+    session.page.load(told(1)(load), outputs=[box, model], **STILL).then(
+        draw, outputs=drawn, **STILL
     )
-    model.input(told(0)(use), model, box, **quiet).then(draw, outputs=drawn, **quiet)
+    model.input(told(0)(use), model, box, **STILL).then(draw, outputs=drawn, **STILL)
     for button, act in ((start, session.start_engine), (stop, session.stop_engine)):
-        button.click(told(0)(_silent(act)), outputs=box, **quiet).then(draw, outputs=drawn, **quiet)
+        button.click(told(0)(_silent(act)), outputs=box, **STILL).then(draw, outputs=drawn, **STILL)
 
 
 def _silent(act: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "size",
     "status",
     "verdict",
+    "when",
 ]
 
 
@@ -54,6 +56,14 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def when(moment: object) -> str:
+    """A time for people, from seconds or ISO text."""
+    if isinstance(moment, int | float):
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+    text = str(moment or "")
+    return f"{text[:16].replace('T', ' ')} UTC" if text else ""
 
 
 def alert(sentence: str) -> str:

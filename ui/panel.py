@@ -1,4 +1,4 @@
-"""A run on the page: progress, time left, cancel, resume, log; found again after a reload.
+"""A run on the page: its button, progress, time left, cancel, resume, log; found after a reload.
 
 A run is a process of its own with a record on the disk, so that the page only looks: a browser that
 leaves stops nothing, and one that comes back attaches to the newest run of the tab's kind.
@@ -11,8 +11,9 @@ from typing import Any
 
 import gradio as gr
 
+from ui.forms import STILL, notice, say, told
 from ui.markup import alert, log_box, progress
-from ui.session import Session, notice, say, told
+from ui.session import Session
 from vectors.errors import NameNotFound, WorkbenchError
 
 __all__ = ["RunPanel"]
@@ -22,16 +23,16 @@ Show = Callable[[Any], tuple[Any, ...]]
 
 
 class RunPanel:
-    """The parts of a tab that follow its run.
+    """The button that starts a tab's run, and the parts that follow it.
 
     Args:
         session: what the page shares.
         kind: extract, verify, train or compare.
-        show: from a run to the values of `outputs`; called whenever the run has something new.
     """
 
     def __init__(self, session: Session, kind: str) -> None:
         self.session, self.kind = session, kind
+        self.run = gr.Button(kind.capitalize(), variant="primary", elem_id=f"{kind}-run")
         self.notice = notice(f"{kind}-notice")
         self.bar = gr.HTML(visible=False, elem_id=f"{kind}-progress")
         self.cancel = gr.Button("Cancel", visible=False, elem_id=f"{kind}-cancel", size="sm")
@@ -46,54 +47,32 @@ class RunPanel:
         self._show: Show = lambda view: ()
         self._outputs: list[Any] = []
 
-    def follow(self, outputs: Sequence[Any], show: Show) -> None:
-        """Fill `outputs` by `show`, now and whenever the run has something new."""
-        self._outputs, self._show = list(outputs), show
-        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-        everything = self._targets
-        self.timer.tick(
-            self._tick,
-            inputs=[self.run_id, self.seen],
-            outputs=everything,
-            api_visibility="private",
-            **quiet,
-        )
-        self.session.page.load(
-            self._attach, outputs=[self.run_id, *everything], api_visibility="private", **quiet
-        )
-        self.cancel.click(
-            told(1)(self._cancel),
-            inputs=self.run_id,
-            outputs=[self.notice, self.cancel],
-            api_visibility="private",
-            **quiet,
-        )
-        self.resume.click(
-            told(1 + len(everything))(self._resume),
-            inputs=self.run_id,
-            outputs=[self.notice, self.run_id, *everything],
-            api_visibility="private",
-            **quiet,
-        )
-
-    def starts(
-        self, button: gr.Button, parameters: Callable[..., dict[str, Any]], inputs: Sequence[Any]
+    def wire(
+        self,
+        parameters: Callable[..., dict[str, Any]],
+        inputs: Sequence[Any],
+        show: Show,
+        outputs: Sequence[Any],
     ) -> None:
-        """Let `button` start the run that `parameters` make of `inputs`."""
-        count = 1 + len(self._targets)
+        """Start the run that `parameters` make of `inputs`; fill `outputs` by `show` of the run."""
+        self._outputs, self._show = list(outputs), show
+        targets = self._targets
+        whole = [self.notice, self.run_id, *targets]
 
         def start(*values: Any) -> tuple[Any, ...]:
-            view = self.session.wb.start(self.kind, **parameters(*values))
-            return (view.id, *self._drawn(view, ""))
+            return self._found(self.session.wb.start(self.kind, **parameters(*values)))
 
-        button.click(
-            told(count)(start),
-            inputs=list(inputs),
-            outputs=[self.notice, self.run_id, *self._targets],
-            api_name=self.kind,
-            show_progress="hidden",
-            concurrency_limit=4,
-        )
+        def resume(run_id: str) -> tuple[Any, ...]:
+            return self._found(self.session.wb.runs.resume(run_id))
+
+        self.run.click(
+            told(1 + len(targets))(start), list(inputs), whole,
+            api_name=self.kind, show_progress="hidden", concurrency_limit=4,
+        )  # fmt: skip
+        self.resume.click(told(1 + len(targets))(resume), self.run_id, whole, **STILL)
+        self.cancel.click(told(1)(self._cancel), self.run_id, [self.notice, self.cancel], **STILL)
+        self.timer.tick(self._tick, [self.run_id, self.seen], targets, **STILL)
+        self.session.page.load(self._attach, outputs=[self.run_id, *targets], **STILL)
 
     @property
     def _targets(self) -> list[Any]:
@@ -106,6 +85,9 @@ class RunPanel:
         view = next((v for v in runs if not v.ended), runs[0] if runs else None)
         if view is None:
             return ("", *[gr.skip()] * len(self._targets))
+        return self._found(view)
+
+    def _found(self, view: Any) -> tuple[Any, ...]:
         return (view.id, *self._drawn(view, ""))
 
     def _tick(self, run_id: str, seen: str) -> tuple[Any, ...]:
@@ -139,10 +121,6 @@ class RunPanel:
             gr.Timer(active=not view.ended),
             *rest,
         )
-
-    def _resume(self, run_id: str) -> tuple[Any, ...]:
-        view = self.session.wb.runs.resume(run_id)
-        return (view.id, *self._drawn(view, ""))
 
     def _cancel(self, run_id: str) -> Any:
         self.session.wb.runs.cancel(run_id)

@@ -1,4 +1,4 @@
-"""What all tabs share: the one `Workbench` of this process, and how errors become sentences.
+"""What all tabs share: the one `Workbench` of this process, and its engine's start.
 
 `gr.State` holds only names and run ids; everything else is read from the service when it is needed,
 so that a page that reloads finds it again.
@@ -6,34 +6,21 @@ so that a page that reloads finds it again.
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
 
-from ui.markup import alert
-from vectors.errors import EngineFailed, InputError, NameNotFound, WorkbenchError
+from ui.forms import STILL, told
+from ui.streaming import Stops
+from vectors.errors import EngineFailed, InputError, WorkbenchError
 from workbench.service import EngineStatus, Workbench
 
-__all__ = [
-    "TASKS",
-    "VECTORS",
-    "Session",
-    "as_number",
-    "as_numbers",
-    "notice",
-    "say",
-    "told",
-    "typed",
-]
+__all__ = ["Session"]
 
 log = logging.getLogger("ui")
-DEFAULT_DOSE = 0.2
-VECTORS = ("steering-vector",)
-TASKS = ("task-vector", "recipe")
 
 
 class Session:
@@ -44,11 +31,11 @@ class Session:
         self.autostart = autostart
         self.page: gr.Blocks = gr.Blocks()
         self.base = ""
+        self.stops = Stops()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stage = self._error = ""
         self._greeted = False
-        self._stops: dict[str, threading.Event] = {}
 
     # -- engine ---------------------------------------------------------------------------------
 
@@ -122,126 +109,17 @@ class Session:
         if self.starting:
             raise EngineFailed("The model is still being fetched; wait a moment and try again.")
 
-    # -- library --------------------------------------------------------------------------------
+    # -- events ---------------------------------------------------------------------------------
 
-    def entries(self, *kinds: str) -> list[dict[str, Any]]:
-        """Rows of these kinds, the newest first, those of this model before others."""
-        rows = [row for row in self.wb.library_rows() if row["kind"] in kinds]
-        rows.sort(key=lambda row: str(row["created"]), reverse=True)
-        return sorted(rows, key=self._foreign)
-
-    def _foreign(self, row: dict[str, Any]) -> bool:
-        return bool(self.base) and row["base"] != self.base
-
-    def _label(self, row: dict[str, Any]) -> str:
-        words = [row["words"]] if row["words"] else []
-        if self._foreign(row):
-            words.append("made for another model")
-        return f"{row['name']} ({', '.join(words)})" if words else row["name"]
-
-    def dropdown(self, value: str | None, *kinds: str, verified_first: bool = False) -> Any:
-        """Refresh a dropdown; what was chosen stays chosen while it exists."""
-        rows = self.entries(*kinds)
-        if verified_first:
-            rows.sort(key=lambda row: (self._foreign(row), row["words"] != "verified"))
-        names = [row["name"] for row in rows]
-        kept = value if value in names else (names[0] if names else None)
-        return gr.update(choices=[(self._label(row), row["name"]) for row in rows], value=kept)
-
-    def default_dose(self, vector: str | None, task: str | None = None) -> float:
-        """The dose that a task was trained at, else the verdict's, else the one of extraction."""
-        if not vector:
-            return DEFAULT_DOSE
-        found = (
-            self._info(task).get("dose"),
-            (self.wb.verdict(vector) or {}).get("working_dose"),
-            self._info(vector).get("suggested_dose"),
-        )
-        return next((float(dose) for dose in found if dose is not None), DEFAULT_DOSE)
-
-    def _info(self, name: str | None) -> Mapping[str, Any]:
-        try:
-            return self.wb.library.get(name).info if name else {}
-        except NameNotFound:
-            return {}
-
-    # -- stopping what streams ------------------------------------------------------------------
-
-    def new_stop(self, browser: str | None) -> threading.Event:
-        """The switch that ends what this browser tab streams now."""
-        key = browser or ""
-        self.stop(key)
-        self._stops[key] = threading.Event()
-        return self._stops[key]
-
-    def stop(self, browser: str | None) -> None:
-        """End what this browser tab streams."""
-        event = self._stops.pop(browser or "", None)
-        if event is not None:
-            event.set()
-
-
-def notice(elem_id: str) -> gr.HTML:
-    """An empty box for sentences."""
-    return gr.HTML(visible=False, elem_id=elem_id)
-
-
-def say(markup: str = "") -> Any:
-    """Fill a box for sentences, or hide it."""
-    return gr.update(value=markup, visible=bool(markup))
-
-
-def told(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Turn a handler's errors into sentences.
-
-    The handler's `count` outputs come after one more, the box for sentences. A handler may return a
-    `str` of markup for that box itself as an additional first value.
-    """
-
-    def wrap(handler: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(handler)
-        def run(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-            try:
-                out = handler(*args, **kwargs)
-            except WorkbenchError as error:
-                return (say(alert(str(error))), *[gr.skip()] * count)
-            except Exception as error:
-                log.exception("a handler of the page failed")
-                words = f"The page failed at this ({type(error).__name__}); its terminal says more."
-                return (say(alert(words)), *[gr.skip()] * count)
-            values = out if isinstance(out, tuple) else (out,) if count else ()
-            return values if len(values) == count + 1 else (say(), *values)
-
-        return run
-
-    return wrap
-
-
-def typed(value: object) -> str:
-    """What stands in a text field; a field that was never drawn has no value at all."""
-    return "" if value is None else str(value).strip()
-
-
-def as_number(text: object, what: str) -> float | None:
-    """A number that may be left empty.
-
-    Raises:
-        InputError: not a number.
-    """
-    words = typed(text)
-    if not words:
-        return None
-    try:
-        return float(words)
-    except ValueError as error:
-        raise InputError(f"The {what} must be a number, not {words[:40]!r}; try 0.2.") from error
-
-
-def as_numbers(text: str | None, what: str) -> list[float]:
-    """Numbers joined by commas or spaces; none is an empty list.
-
-    Raises:
-        InputError: something that is not a number.
-    """
-    parts: Iterable[str] = typed(text).replace(",", " ").split()
-    return [value for part in parts if (value := as_number(part, what)) is not None]
+    def on_show(
+        self,
+        tab: gr.Tab,
+        handler: Callable[..., Any],
+        inputs: Any,
+        box: gr.HTML,
+        outputs: Sequence[Any],
+    ) -> None:
+        """Fill `outputs` by `handler` when the page is loaded and whenever the tab is opened."""
+        filled = told(len(outputs))(handler)
+        for event in (tab.select, self.page.load):
+            event(filled, inputs, [box, *outputs], **STILL)

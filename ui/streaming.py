@@ -1,4 +1,4 @@
-"""Several replies at once, streamed side by side."""
+"""Several replies at once, streamed side by side, and the switch that stops them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,41 @@ from typing import Any
 from vectors.errors import Cancelled, WorkbenchError
 from workbench.service import Workbench
 
-__all__ = ["Part", "together"]
+__all__ = ["Part", "Stop", "Stops", "together"]
 
 log = logging.getLogger("ui")
 PACE = 0.1
 """Seconds between two pictures of the replies: fast enough to read, slow enough for the browser."""
+
+
+class Stop(threading.Event):
+    """The switch that ends a stream; `forget` says that what came is not wanted either."""
+
+    forget = False
+
+
+class Stops:
+    """The switches of what each browser tab streams now; a tab may stream in several places."""
+
+    def __init__(self) -> None:
+        self._stops: dict[tuple[str, str], Stop] = {}
+
+    def new(self, browser: str | None, place: str) -> Stop:
+        """A new switch for this place; what streams there already is ended and forgotten."""
+        self.end(browser, place, forget=True)
+        return self._stops.setdefault((browser or "", place), Stop())
+
+    def end(self, browser: str | None, place: str, forget: bool = False) -> None:
+        """End what streams at this place."""
+        stop = self._stops.pop((browser or "", place), None)
+        if stop is not None:
+            stop.forget = forget
+            stop.set()
+
+    def end_all(self, browser: str | None) -> None:
+        """End everything that streams to this browser tab."""
+        for key in [key for key in self._stops if key[0] == (browser or "")]:
+            self.end(*key, forget=True)
 
 
 @dataclass
@@ -28,26 +58,10 @@ class Part:
     reply: Any = None
     error: str = ""
     done: bool = False
+    stopped: bool = False
 
 
-def _feed(wb: Workbench, name: str, request: Any, stop: threading.Event, into: queue.Queue) -> None:
-    try:
-        for piece in wb.stream(request, stop.is_set):
-            into.put((name, piece))
-    except Cancelled:
-        pass
-    except WorkbenchError as error:
-        into.put((name, error))
-    except Exception as error:
-        log.exception("a stream failed")
-        into.put((name, RuntimeError(f"The engine's reply broke off ({type(error).__name__}).")))
-    finally:
-        into.put((name, None))
-
-
-def together(
-    wb: Workbench, requests: Mapping[str, Any], stop: threading.Event
-) -> Iterator[dict[str, Part]]:
+def together(wb: Workbench, requests: Mapping[str, Any], stop: Stop) -> Iterator[dict[str, Part]]:
     """Yield all replies as they grow, until each is done; ends early once `stop` is set."""
     parts = {name: Part() for name in requests}
     pieces: queue.Queue[tuple[str, Any]] = queue.Queue()
@@ -61,9 +75,28 @@ def together(
                 yield parts
             if stop.is_set():
                 break
-        yield parts
-    finally:
+    except GeneratorExit:
         stop.set()
+        raise
+    for part in parts.values():
+        part.stopped = part.reply is None and not part.error
+    if not stop.forget:
+        yield parts
+
+
+def _feed(wb: Workbench, name: str, request: Any, stop: Stop, into: queue.Queue) -> None:
+    try:
+        for piece in wb.stream(request, stop.is_set):
+            into.put((name, piece))
+    except Cancelled:
+        pass
+    except WorkbenchError as error:
+        into.put((name, error))
+    except Exception as error:
+        log.exception("a stream failed")
+        into.put((name, RuntimeError(f"The engine's reply broke off ({type(error).__name__}).")))
+    finally:
+        into.put((name, None))
 
 
 def _take(pieces: queue.Queue[tuple[str, Any]], parts: dict[str, Part]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ui.session import Session
-from ui.tabs.exchange import bring_in, lay_out, make_file
+from ui.tabs.library.exchange import bring_in, lay_out, make_file
 from vectors.errors import InputError, NameNotFound
 from vectors.formats.kinds import AUTO, FORMATS
 from vectors.types import SteeringVector

@@ -6,7 +6,6 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,14 @@ import torch
 from ui import charts, help, markup
 from ui.__main__ import main
 from ui.app import make_page
-from ui.session import Session, as_number, as_numbers, told
-from ui.streaming import together
-from ui.tabs import extract, steer, verify
+from ui.choices import default_dose, listed
+from ui.forms import as_number, as_numbers, told
+from ui.session import Session
+from ui.streaming import Stop, together
+from ui.tabs import verify
+from ui.tabs.extract import pairs
+from ui.tabs.steer import chat
+from ui.tabs.steer import fields as steer_fields
 from vectors.errors import ContrastSetError, EngineFailed, GrammarError, InputError
 from vectors.types import SteeringVector
 from workbench.engines.base import Receipt, Reply
@@ -145,11 +149,11 @@ def test_a_stopped_reply_claims_no_steering_that_was_not_counted() -> None:
 
 
 def test_chat_text_is_escaped_and_comes_back() -> None:
-    told_to_box = steer.shown([{"role": "user", "content": EVIL + "&lt;\n"}])
+    told_to_box = chat.shown([{"role": "user", "content": EVIL + "&lt;\n"}])
     assert "<img" not in told_to_box[0]["content"]
-    assert steer.text_of(told_to_box[0]) == EVIL + "&lt;\n"
+    assert chat.text_of(told_to_box[0]) == EVIL + "&lt;\n"
     blocks = [{"type": "text", "text": told_to_box[0]["content"]}]
-    assert steer.text_of({"content": blocks}) == EVIL + "&lt;\n"
+    assert chat.text_of({"content": blocks}) == EVIL + "&lt;\n"
 
 
 def test_progress_never_leaves_its_bar() -> None:
@@ -273,8 +277,8 @@ def test_a_failure_of_ours_shows_no_traceback(caplog: pytest.LogCaptureFixture) 
             ["v", "", "lots", "apollo", "soft", 0.25, "1e-5", 8, 1, 8, 0],
             "must be a number",
         ),
-        ("compare", ["v", None, "", "", 8, 0, 0], "Choose a trained result"),
-        ("compare", [None, "t", "", "", 8, 0, 0], "Choose a steering vector"),
+        ("compare", ["", "v", None, "", 8, 0, 0], "Choose a trained result"),
+        ("compare", ["", None, "t", "", 8, 0, 0], "Choose a steering vector"),
     ],
 )
 def test_each_start_says_what_is_wrong(
@@ -325,13 +329,13 @@ def test_numbers_are_read_or_refused() -> None:
     ],
 )
 def test_fields_become_the_grammar(fields: tuple[Any, ...], text: str) -> None:
-    assert steer.steer_terms(*fields) == text
+    assert steer_fields.steer_terms(*fields) == text
 
 
 @pytest.mark.parametrize("block", ["x", "3,w=9", "-1", "5-3", "1.5"])
 def test_a_bad_block_is_refused(block: str) -> None:
     with pytest.raises(GrammarError):
-        steer.steer_terms("v", 0.2, block, "all", "")
+        steer_fields.steer_terms("v", 0.2, block, "all", "")
 
 
 # -- own sets -----------------------------------------------------------------------------------
@@ -340,8 +344,8 @@ def test_a_bad_block_is_refused(block: str) -> None:
 def test_a_row_of_the_table_is_a_line_of_the_file(workbench: Workbench) -> None:
     rows = [["p", "a", "b"], ["", None, ""], ["q", "same", "same"]]
     with pytest.raises(ContrastSetError, match="line 3 has the same text"):
-        workbench.contrast.save("mine", extract.jsonl_of(rows, "replies"))
-    assert json.loads(extract.jsonl_of([["p", "a", "b"]], "instructions")) == {
+        workbench.contrast.save("mine", pairs.jsonl_of(rows, "replies"))
+    assert json.loads(pairs.jsonl_of([["p", "a", "b"]], "instructions")) == {
         "prompt": "p",
         "positive_instruction": "a",
         "negative_instruction": "b",
@@ -350,10 +354,10 @@ def test_a_row_of_the_table_is_a_line_of_the_file(workbench: Workbench) -> None:
 
 def test_a_built_in_set_survives_the_table(workbench: Workbench) -> None:
     found = workbench.contrast.get("cheerful")
-    rows = extract.pairs_table(found)
+    rows = pairs.pairs_table(found)
     assert {row[3] for row in rows} == {"train", "held out"}
     assert sum(row[3] == "held out" for row in rows) == len(found.held_out)
-    again = workbench.contrast.save("mine", extract.jsonl_of(rows, "replies"))
+    again = workbench.contrast.save("mine", pairs.jsonl_of(rows, "replies"))
     assert [p.prompt for p in again.pairs] == [p.prompt for p in found.pairs]
 
 
@@ -361,7 +365,7 @@ def test_a_built_in_set_survives_the_table(workbench: Workbench) -> None:
     ("path", "name"), [("/x/My Set (2).jsonl", "my-set-2"), ("/x/!!.jsonl", "my-set")]
 )
 def test_a_file_name_becomes_a_name(path: str, name: str) -> None:
-    assert extract.slug(path) == name
+    assert pairs.slug(path) == name
 
 
 # -- the library's choices ----------------------------------------------------------------------
@@ -371,9 +375,9 @@ def test_what_was_chosen_stays_chosen(session: Session) -> None:
     keep_vector(session.wb, "one")
     keep_vector(session.wb, "two")
     kinds = ("steering-vector",)
-    assert session.dropdown("one", *kinds)["value"] == "one"
-    assert session.dropdown("gone", *kinds)["value"] in ("one", "two")
-    assert session.dropdown(None, "task-vector")["value"] is None
+    assert listed(session, "one", *kinds)["value"] == "one"
+    assert listed(session, "gone", *kinds)["value"] in ("one", "two")
+    assert listed(session, None, "task-vector")["value"] is None
 
 
 def test_verified_vectors_come_first_and_bring_their_dose(session: Session) -> None:
@@ -382,11 +386,11 @@ def test_verified_vectors_come_first_and_bring_their_dose(session: Session) -> N
     keep_vector(session.wb, "other", base="b" * 64)
     session.base = "a" * 12
     session.wb.library.attest(digest, "verdict", {"passed": True, "working_dose": 0.15})
-    update = session.dropdown(None, "steering-vector", verified_first=True)
+    update = listed(session, None, "steering-vector", verified_first=True)
     labels = [label for label, _ in update["choices"]]
     assert labels[0] == "two (verified)" and labels[-1] == "other (made for another model)"
-    assert session.default_dose("two") == 0.15
-    assert session.default_dose("first") == session.default_dose(None) == 0.2
+    assert default_dose(session, "two") == 0.15
+    assert default_dose(session, "first") == default_dose(session, None) == 0.2
 
 
 # -- runs ---------------------------------------------------------------------------------------
@@ -476,13 +480,13 @@ class Speaker:
 
 def test_streams_side_by_side_end_apart() -> None:
     requests = {"a": "good", "b": "bad"}
-    *_, parts = together(Speaker(), requests, threading.Event())  # type: ignore[arg-type]
+    *_, parts = together(Speaker(), requests, Stop())  # type: ignore[arg-type]
     assert parts["a"].reply.tokens == 2 and parts["a"].text == "one two"
     assert parts["b"].error == "The engine died."
 
 
 def test_a_stopped_stream_keeps_what_came() -> None:
-    stop = threading.Event()
+    stop = Stop()
     for parts in together(Speaker(), {"a": "long"}, stop):  # type: ignore[arg-type]
         if parts["a"].text:
             stop.set()

@@ -7,10 +7,12 @@ from typing import Any
 import gradio as gr
 
 from ui.charts import doses as doses_chart
+from ui.choices import VECTORS, follow, need_vector, vector_choice
+from ui.forms import as_numbers
 from ui.help import guide, help_for
 from ui.markup import facts, lead, number, seconds, verdict
 from ui.panel import RunPanel
-from ui.session import VECTORS, Session, as_numbers, notice, told
+from ui.session import Session
 from vectors.errors import InputError
 
 __all__ = ["build", "measured"]
@@ -25,12 +27,7 @@ def build(session: Session) -> gr.Tab:
     with gr.Tab("Verify", id="verify", elem_id="tab-verify") as tab:
         gr.HTML(lead(guide("Verify")))
         with gr.Row():
-            vector = gr.Dropdown(
-                [],
-                label="Steering vector",
-                info=help_for("steering vector"),
-                elem_id="verify-vector",
-            )
+            vector = vector_choice("verify-vector")
             controls = gr.Number(
                 19,
                 precision=0,
@@ -47,8 +44,6 @@ def build(session: Session) -> gr.Tab:
                 max_length=400,
                 elem_id="verify-doses",
             )
-        picked = notice("verify-vector-notice")
-        run = gr.Button("Verify", variant="primary", elem_id="verify-run")
         panel = RunPanel(session, "verify")
         box = gr.HTML(visible=False, elem_id="verify-verdict")
         with gr.Column(visible=False, elem_id="verify-result") as result:
@@ -73,29 +68,18 @@ def build(session: Session) -> gr.Tab:
                     elem_id="verify-random-table",
                 )
 
-    def parameters(name: str | None, count: float | None, text: str) -> dict[str, Any]:
-        if not name:
-            raise InputError("Choose a steering vector first; the Extract tab makes one.")
-        if count is None:
-            raise InputError(
-                "Give the number of random directions; 19 is the fewest that can pass."
-            )
-        chosen = as_numbers(text, "dose")
-        return {"vector": name, "controls": int(count), **({"doses": chosen} if chosen else {})}
-
-    panel.follow([box, result, chart, summary, samples, table, random], _show)
-    panel.starts(run, parameters, [vector, controls, doses])
-    fresh: dict[str, Any] = {
-        "fn": told(1)(lambda value: session.dropdown(value, *VECTORS)),
-        "inputs": vector,
-        "outputs": [picked, vector],
-        "queue": False,
-        "show_progress": "hidden",
-        "api_visibility": "private",
-    }
-    tab.select(**fresh)
-    session.page.load(**fresh)
+    outputs = [box, result, chart, summary, samples, table, random]
+    panel.wire(_parameters, [vector, controls, doses], _show, outputs)
+    follow(session, tab, panel.notice, {vector: VECTORS})
     return tab
+
+
+def _parameters(vector: str | None, controls: float | None, doses: str) -> dict[str, Any]:
+    named = need_vector(vector)
+    if controls is None:
+        raise InputError("Give the number of random directions; 19 is the fewest that can pass.")
+    chosen = as_numbers(doses, "dose")
+    return {"vector": named, "controls": int(controls), **({"doses": chosen} if chosen else {})}
 
 
 def measured(view: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The part of the Library tab that trades files with other programs."""
+"""Trade files with other programs: write an entry in their formats, and read theirs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 import gradio as gr
 
-from ui.markup import lead
+from ui.forms import QUIET, say, told, typed
+from ui.markup import lead, note
 from ui.session import Session
+from ui.tabs.library.shelf import Shelf, filled, named
 from vectors.errors import InputError
 from vectors.formats.kinds import AUTO, FORMATS
 
-__all__ = ["DOSES", "Parts", "bring_in", "lay_out", "make_file"]
+__all__ = ["DOSES", "Parts", "bring_in", "exchange", "lay_out", "make_file"]
 
 OUT = [(f"{r.name}: {r.label}", r.name) for r in FORMATS.values() if r.writes and r.suffix]
 IN = [(f"{r.name}: {r.label}", r.name) for r in FORMATS.values() if r.reads and r.suffix]
@@ -24,6 +26,34 @@ DOSES = {
 }
 
 Parts = dict[str, Any]
+
+
+def exchange(session: Session, shelf: Shelf) -> None:
+    """Lay the part out and wire it."""
+    parts = lay_out()
+
+    def made(chosen: str | None, format: str) -> tuple[Any, ...]:
+        path = make_file(session, named(chosen), format)
+        words = note(f"'{path.name}' is ready.", "good")
+        return say(words), gr.update(visible=True, value=str(path))
+
+    def brought(
+        path: str | None,
+        name: str,
+        format: str,
+        doses: str,
+        block: float | None,
+        chosen: str | None,
+    ) -> tuple[Any, ...]:
+        kept = bring_in(session, path, typed(name), format, doses, block, chosen)
+        words = f"Kept '{kept['name']}' revision {kept['revision']}, a {kept['kind']}."
+        return (say(note([words, *kept["notes"]], "good")), *filled(session, kept["name"]))
+
+    parts["make"].click(
+        told(1)(made), [shelf.entry, parts["out"]], [shelf.box, parts["got"]], **QUIET
+    )
+    inputs = [parts[key] for key in ("file", "name", "kind", "doses", "block")]
+    parts["bring"].click(told(3)(brought), [*inputs, shelf.entry], shelf.outputs, **QUIET)
 
 
 def lay_out() -> Parts:

@@ -1,0 +1,77 @@
+"""Runs of all kinds: how far each is, what it printed, and a button to cancel it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ui.forms import STILL, notice, say, told
+from ui.markup import log_box, note, progress, seconds, when
+from ui.session import Session
+from ui.tabs.library.shelf import named
+
+__all__ = ["all_runs"]
+
+PACE = 3
+RUNS = ["run", "kind", "state", "asked for", "took", "words"]
+MOST_RUNS = 100
+
+
+def all_runs(session: Session, tab: gr.Tab) -> None:
+    """Lay the part out and wire it."""
+    runs = session.wb.runs
+    with gr.Accordion("Runs", open=True, elem_id="library-runs"):
+        box = notice("runs-notice")
+        table = gr.Dataframe(
+            headers=RUNS,
+            datatype="str",
+            interactive=False,
+            max_height=260,
+            label="Runs of all kinds, the newest first; click one to see it",
+            elem_id="runs-table",
+        )
+        with gr.Row():
+            chosen = gr.Dropdown([], label="Run", elem_id="runs-chosen")
+            cancel = gr.Button("Cancel run", variant="stop", scale=0, min_width=160,
+                               elem_id="runs-cancel")  # fmt: skip
+        bar = gr.HTML(elem_id="runs-progress")
+        lines = gr.HTML(elem_id="runs-log")
+    timer = gr.Timer(PACE)
+
+    def fill(run_id: str | None) -> tuple[Any, ...]:
+        views = runs.list()[:MOST_RUNS]
+        rows = [
+            [
+                v.id, v.kind, v.state.state, when(v.record.asked_at), seconds(v.seconds),
+                v.state.error or v.state.words,
+            ]
+            for v in views
+        ]  # fmt: skip
+        names = [v.id for v in views]
+        kept = run_id if run_id in names else (names[0] if names else None)
+        return (rows, gr.update(choices=names, value=kept), *described(kept))
+
+    def described(run_id: str | None) -> tuple[Any, ...]:
+        if not run_id:
+            return note("No run yet.", "plain"), "", gr.update(interactive=False)
+        view = runs.get(run_id)
+        state = view.state
+        look = progress(
+            state.state, state.share, state.words, view.seconds, view.seconds_left, state.error
+        )
+        return look, log_box(view.log_tail()), gr.update(interactive=not view.ended)
+
+    def stopped(run_id: str | None) -> tuple[Any, ...]:
+        runs.cancel(named(run_id))
+        return (say(note("The run stops at its next safe point.", "plain")),)
+
+    def clicked(event: gr.SelectData) -> Any:
+        return str(event.row_value[0]) if event.row_value else gr.skip()
+
+    parts = [table, chosen, bar, lines, cancel]
+    session.on_show(tab, fill, chosen, box, parts)
+    timer.tick(told(len(parts))(fill), chosen, [box, *parts], **STILL)
+    table.select(clicked, outputs=chosen, **STILL)
+    chosen.change(told(3)(described), chosen, [box, bar, lines, cancel], **STILL)
+    cancel.click(told(0)(stopped), chosen, box, **STILL)

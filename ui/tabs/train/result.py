@@ -1,0 +1,130 @@
+"""What a training shows: the loss as it goes, and what was recovered at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ui.charts import learning
+from ui.markup import facts, note, number, seconds
+
+__all__ = ["lay_result", "show"]
+
+MARGINS = ["", "base", "steered", "trained"]
+STEPS = ["step", "loss", "gradient norm", "learning rate", "tokens a second"]
+HELD_OUT = ["step", "held-out loss", "loss on ordinary text"]
+MOST_ROWS = 400
+MOSTLY = 0.5
+"""The share recovered from which a training counts as having worked."""
+
+
+def lay_result() -> list[Any]:
+    """Lay the parts out; they come back in the order that `show` fills them."""
+    now = gr.HTML(elem_id="train-now")
+    with gr.Column(visible=False, elem_id="train-result") as result:
+        sentence = gr.HTML(elem_id="train-sentence")
+        margins = gr.Dataframe(headers=MARGINS, interactive=False, elem_id="train-margins")
+        summary = gr.HTML(elem_id="train-summary")
+    with gr.Column(visible=False) as live:
+        chart = gr.Plot(label="Loss and gradient norm", elem_id="train-chart")
+        with gr.Accordion("The same as a table", open=False, elem_id="train-twin"):
+            steps = gr.Dataframe(
+                headers=STEPS, interactive=False, max_height=320, elem_id="train-steps"
+            )
+            held_out = gr.Dataframe(
+                headers=HELD_OUT, interactive=False, max_height=240, elem_id="train-held-out"
+            )
+    return [now, result, sentence, margins, summary, live, chart, steps, held_out]
+
+
+def show(view: Any) -> tuple[Any, ...]:
+    """The run as it is now, under way or done."""
+    events, found = _once(view.events()), view.result()
+    steps = [event for event in events if event.get("kind") == "step"]
+    held_out = [event for event in events if event.get("kind") == "held_out"]
+    done = view.state.state == "done" and bool(found)
+    return (
+        _now(steps),
+        gr.update(visible=done),
+        _sentence(found) if done else "",
+        _margins(found) if done else [],
+        _summary(found) if done else "",
+        gr.update(visible=bool(steps or held_out)),
+        learning(events),
+        [
+            [str(row["step"])]
+            + [
+                number(row.get(k))
+                for k in ("loss", "gradient_norm", "learning_rate", "tokens_per_second")
+            ]
+            for row in steps[-MOST_ROWS:]
+        ],
+        [
+            [str(row["step"]), number(row.get("loss")), number(row.get("general"))]
+            for row in held_out
+        ],
+    )
+
+
+def _once(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each step's newest measurement: a resumed run takes the steps after its checkpoint again."""
+    newest = {(event.get("kind"), event.get("step")): event for event in events}
+    return sorted(newest.values(), key=lambda event: event.get("step") or 0)
+
+
+def _now(steps: list[dict[str, Any]]) -> str:
+    if not steps:
+        return ""
+    last = steps[-1]
+    return facts(
+        {
+            "step": f"{last['step']} of {last['steps']}",
+            "loss": f"{number(last['loss'])} nats",
+            "gradient norm": number(last.get("gradient_norm")),
+            "learning rate": number(last.get("learning_rate")),
+            "speed": f"{number(last.get('tokens_per_second'))} tokens a second",
+        }
+    )
+
+
+def _share(value: Any) -> str:
+    return f"{value:.0%}" if isinstance(value, int | float) else "an unknown share"
+
+
+def _sentence(found: dict[str, Any]) -> str:
+    words = (
+        f"'{found['name']}' revision {found['revision']}: the trained weights recover "
+        f"{_share(found['recovered'])} of what '{found['vector']}' does at dose "
+        f"{number(found['dose'])}."
+    )
+    recovered = found["recovered"]
+    well = isinstance(recovered, int | float) and recovered >= MOSTLY
+    more = "Recovered is not clipped: above 100 % they do more than the vector."
+    return note([words, more], "good" if well else "warn")
+
+
+def _margins(found: dict[str, Any]) -> list[list[str]]:
+    margin, kl = found["margin"], found["kl"]
+    return [
+        ["margin (nats)", *(number(margin.get(key)) for key in MARGINS[1:])],
+        ["KL from the base (nats a token)", "0", *(number(kl.get(key)) for key in MARGINS[2:])],
+    ]
+
+
+def _summary(found: dict[str, Any]) -> str:
+    times = found.get("times") or {}
+    return facts(
+        {
+            "optimizer": found["optimizer"],
+            "decisions learnt": found["decisions"],
+            "weights changed": _share(found["changed_share"]),
+            "digest": found["digest"][:12],
+            "took": seconds(found["seconds"]),
+            **{
+                f"of that, {name}": seconds(value)
+                for name, value in times.items()
+                if isinstance(value, int | float)
+            },
+        }
+    )
