@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -121,3 +122,17 @@ def test_a_full_disk_is_said_before_the_download(home, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type(usage)(usage.total, usage.used, 1000))
     with pytest.raises(OutOfSpace, match="bundled model needs"):
         bundled_model(home.models)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(412_345, "412 kB"), (9.9e6, "10 MB"), (1.234e9, "1.23 GB")]
+)
+def test_a_size_has_the_unit_that_fits(home, copy, count, words):
+    model = replace(find_model(home, str(copy)), bytes=int(count))
+    assert model.size == words
+
+
+def test_a_tiny_model_is_listed_with_its_size(home, tiny_folder):
+    shutil.copytree(tiny_folder, home.models / "tiny")
+    rows = {row["name"]: row["note"] for row in list_models(home)}
+    assert rows["tiny"].endswith(" kB on disk") and not rows["tiny"].startswith("0 ")

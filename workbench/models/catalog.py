@@ -44,7 +44,7 @@ class Model:
     @property
     def size(self) -> str:
         """The weights' size, for people."""
-        return f"{self.bytes / 1e9:.2f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.0f} MB"
+        return _size(self.bytes)
 
 
 def list_models(home: Home) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def list_models(home: Home) -> list[dict[str, Any]]:
             continue
         row = known.get(folder.name)
         if row is None:
-            row = {"name": folder.name, "note": f"{_weight_bytes(folder) / 1e6:.0f} MB on disk"}
+            row = {"name": folder.name, "note": f"{_size(_weight_bytes(folder))} on disk"}
             rows.append(row)
         row |= {"folder": str(folder), "ready": True}
     for name, folder in _remembered(home).items():
@@ -175,6 +175,12 @@ def describe(name: str, folder: Path) -> Model:
 
 def _weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob(WEIGHTS))
+
+
+def _size(count: int) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def remember(home: Home, name: str, folder: Path) -> Model:
