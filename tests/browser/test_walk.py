@@ -1,60 +1,35 @@
 """The whole page in a real browser, on the tiny model and a real engine: every tab, in order.
 
-The tests share one page and build on one another, as a person's work does. With SCREENSHOTS set to
-a folder, each tab leaves a picture there.
+The tests share one page and build on one another, as a person's work does.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests_support.browser import (
+    ENGINE,
+    RUN,
+    ended,
+    expect,
+    fill,
+    go,
+    number,
+    says,
+    unfold,
+    value,
+)
 
 pytest.importorskip("gradio", reason="the page's extra is not installed")
 pytest.importorskip("vllm", reason="vLLM is not installed on this machine")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-expect: Any = sync_api.expect
+pytest.importorskip("playwright", reason="playwright is not installed")
 
 pytestmark = [pytest.mark.browser, pytest.mark.engine]
-
-ENGINE, RUN, REPLY = 240_000, 180_000, 60_000
-"""Milliseconds: an engine's start, a run, a reply, on two cores that also do other work."""
-
-
-@pytest.fixture(scope="module")
-def url(tiny_home: Path) -> Iterator[str]:
-    """The page as a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "ui", "--model", "tiny", "--home", str(tiny_home)]
-    process = subprocess.Popen([*command, "--port", str(port)])
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(address, timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None, "the page ended at its start"
-                time.sleep(0.5)
-        yield address
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -64,78 +39,19 @@ def dialogs() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def page(chromium: Any, url: str, dialogs: list[str]) -> Iterator[Any]:
+def page(chromium: Any, tiny_url: str, dialogs: list[str]) -> Iterator[Any]:
     """One page for all tests of this file."""
-    context = chromium.new_context(viewport={"width": 1366, "height": 900})
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
     found = context.new_page()
     found.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
-    found.goto(url)
+    found.goto(tiny_url)
     yield found
     context.close()
 
 
-@pytest.fixture
-def picture(page: Any) -> Callable[[str], None]:
-    """Keep a picture of the page, where a folder is named for them."""
-
-    def take(name: str) -> None:
-        folder = os.environ.get("SCREENSHOTS")
-        if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-
-    return take
-
-
-def go(page: Any, tab: str) -> None:
-    """Open a tab."""
-    page.get_by_role("tab", name=tab, exact=True).click()
-    expect(page.locator(f"#tab-{tab.lower()}")).to_be_visible()
-
-
-def fill(page: Any, elem_id: str, text: str) -> None:
-    """Write into a field."""
-    page.locator(f"#{elem_id} textarea, #{elem_id} input").first.fill(text)
-
-
-def number(page: Any, elem_id: str, wanted: int) -> None:
-    """Set a slider by its number, once it has been drawn and listens."""
-    field = page.locator(f"#{elem_id} input[type=number]")
-    for _ in range(5):
-        field.fill(str(wanted))
-        field.press("Tab")
-        page.wait_for_timeout(500)
-        if field.input_value() == str(wanted):
-            return
-    raise AssertionError(f"{elem_id} does not take {wanted}")
-
-
-def unfold(page: Any, elem_id: str) -> None:
-    """Open an accordion."""
-    page.locator(f"#{elem_id} > button").click()
-
-
-def value(page: Any, elem_id: str) -> str:
-    """What a dropdown or field holds."""
-    return page.locator(f"#{elem_id} input, #{elem_id} textarea").first.input_value()
-
-
-def ended(page: Any, kind: str, state: str = "done") -> None:
-    """Wait until a tab's run is in a state from which nothing more happens."""
-    bar = page.locator(f"#{kind}-progress .wb-progress")
-    last = re.compile("done|failed|cancelled")
-    expect(bar).to_have_attribute("data-state", last, timeout=RUN)
-    assert bar.get_attribute("data-state") == state, bar.inner_text()
-
-
-def says(page: Any, elem_id: str, words: str) -> None:
-    """Wait for a sentence in a box."""
-    expect(page.locator(f"#{elem_id}")).to_contain_text(words, timeout=30_000)
-
-
 def test_engine_starts_with_the_page(page: Any) -> None:
     chip = page.locator("#engine-status .wb-chip")
-    expect(chip).to_have_text(re.compile("Engine (starting|ready)"), timeout=30_000)
+    expect(chip).to_have_text(re.compile("Engine (starting|ready)"))
     assert value(page, "model").startswith("tiny")
 
 
@@ -155,14 +71,14 @@ def test_an_own_set_is_kept(page: Any) -> None:
     go(page, "Extract")
     page.get_by_role("tab", name="Write pairs").click()
     page.click("#set-copy")
-    expect(page.locator("#set-editor")).to_contain_text("rainy Sunday", timeout=30_000)
+    expect(page.locator("#set-editor")).to_contain_text("rainy Sunday")
     fill(page, "set-name", "my-own")
     page.click("#set-keep-rows")
     says(page, "set-notice", "Kept as 'my-own'")
     expect(page.locator("#extract-set input")).to_have_value("my-own")
 
 
-def test_extract(page: Any, picture: Callable[[str], None]) -> None:
+def test_extract(page: Any) -> None:
     go(page, "Extract")
     fill(page, "extract-name", "sunny")
     page.click("#extract-run")
@@ -171,7 +87,6 @@ def test_extract(page: Any, picture: Callable[[str], None]) -> None:
     expect(page.locator("#extract-chart .main-svg").first).to_be_visible()
     unfold(page, "extract-twin")
     expect(page.locator("#extract-blocks")).to_contain_text("AUROC")
-    picture("1-extract")
 
 
 def test_a_bad_name_is_a_sentence(page: Any) -> None:
@@ -184,9 +99,9 @@ def test_a_bad_name_is_a_sentence(page: Any) -> None:
     fill(page, "extract-name", "sunny")
 
 
-def test_steer_side_by_side(page: Any, picture: Callable[[str], None]) -> None:
+def test_steer_side_by_side(page: Any) -> None:
     go(page, "Steer")
-    expect(page.locator("#steer-vector input")).to_have_value(re.compile("sunny"), timeout=30_000)
+    expect(page.locator("#steer-vector input")).to_have_value(re.compile("sunny"))
     unfold(page, "steer-writing")
     number(page, "steer-tokens", 12)
     fill(page, "steer-prompt", "How was your <b>day</b>?")
@@ -199,19 +114,18 @@ def test_steer_side_by_side(page: Any, picture: Callable[[str], None]) -> None:
         assert chat.locator("[data-testid=bot]").count() == 1
     unfold(page, "steer-code")
     page.click("#steer-as-code")
-    expect(page.locator("#steer-curl")).to_contain_text("curl", timeout=30_000)
-    picture("2-steer")
+    expect(page.locator("#steer-curl")).to_contain_text("curl")
 
 
 def test_a_second_turn_and_a_retry(page: Any) -> None:
     go(page, "Steer")
     fill(page, "steer-prompt", "And tomorrow?")
     page.click("#steer-send")
-    expect(page.locator("#steer-steered [data-testid=bot]")).to_have_count(2, timeout=REPLY)
-    expect(page.locator("#steer-send")).to_be_enabled(timeout=REPLY)
+    expect(page.locator("#steer-steered [data-testid=bot]")).to_have_count(2)
+    expect(page.locator("#steer-send")).to_be_enabled()
     page.click("#steer-retry")
     page.wait_for_timeout(1000)
-    expect(page.locator("#steer-send")).to_be_enabled(timeout=REPLY)
+    expect(page.locator("#steer-send")).to_be_enabled()
     expect(page.locator("#steer-receipt")).to_contain_text("positions steered")
     expect(page.locator("#steer-steered [data-testid=bot]")).to_have_count(2)
     page.click("#steer-clear")
@@ -231,7 +145,7 @@ def test_stop_keeps_what_came(page: Any) -> None:
         }, 20); }"""
     )
     page.click("#steer-send")
-    expect(page.locator("#steer-receipt")).to_contain_text("Stopped", timeout=REPLY)
+    expect(page.locator("#steer-receipt")).to_contain_text("Stopped")
     expect(page.locator("#steer-send")).to_be_enabled()
     number(page, "steer-tokens", 12)
 
@@ -247,24 +161,23 @@ def test_a_wrong_term_is_a_sentence(page: Any) -> None:
     fill(page, "steer-further", "")
 
 
-def test_verify_survives_a_reload(page: Any, picture: Callable[[str], None]) -> None:
+def test_verify_survives_a_reload(page: Any) -> None:
     go(page, "Verify")
-    expect(page.locator("#verify-vector input")).to_have_value(re.compile("sunny"), timeout=30_000)
+    expect(page.locator("#verify-vector input")).to_have_value(re.compile("sunny"))
     fill(page, "verify-doses", "0.1, 0.2")
     fill(page, "verify-controls", "1")
     page.click("#verify-run")
     bar = page.locator("#verify-progress .wb-progress")
-    expect(bar).to_have_attribute("data-state", "running", timeout=REPLY)
+    expect(bar).to_have_attribute("data-state", "running")
     page.reload()
     go(page, "Verify")
-    expect(bar).to_be_visible(timeout=30_000)
+    expect(bar).to_be_visible()
     ended(page, "verify")
     # One random direction is too few to pass, which is the truth about one.
     expect(page.locator("#verify-verdict [data-passed=false]")).to_be_visible()
     expect(page.locator("#verify-chart .main-svg").first).to_be_visible()
     unfold(page, "verify-twin")
     expect(page.locator("#verify-doses-table")).to_contain_text("+0.1")
-    picture("3-verify")
 
 
 def test_a_run_is_cancelled(page: Any) -> None:
@@ -273,29 +186,28 @@ def test_a_run_is_cancelled(page: Any) -> None:
     fill(page, "verify-controls", "60")
     page.click("#verify-run")
     bar = page.locator("#verify-progress .wb-progress")
-    expect(bar).to_have_attribute("data-state", "running", timeout=REPLY)
+    expect(bar).to_have_attribute("data-state", "running")
     page.click("#verify-cancel")
     ended(page, "verify", "cancelled")
 
 
-def test_train(page: Any, picture: Callable[[str], None]) -> None:
+def test_train(page: Any) -> None:
     go(page, "Train")
     says(page, "train-notice", "did not pass")
     unfold(page, "train-settings")
-    for field, number in (("prompts", "8"), ("tokens", "6")):
-        fill(page, f"train-{field}", number)
+    for field, count in (("prompts", "8"), ("tokens", "6")):
+        fill(page, f"train-{field}", count)
     page.click("#train-run")
     ended(page, "train")
     says(page, "train-sentence", "recover")
     expect(page.locator("#train-margins")).to_contain_text("margin")
     expect(page.locator("#train-chart .main-svg").first).to_be_visible()
-    picture("4-train")
 
 
-def test_compare(page: Any, picture: Callable[[str], None]) -> None:
+def test_compare(page: Any) -> None:
     go(page, "Compare")
     trained = page.locator("#compare-task input")
-    expect(trained).to_have_value(re.compile("sunny-baked"), timeout=30_000)
+    expect(trained).to_have_value(re.compile("sunny-baked"))
     unfold(page, "compare-writing")
     number(page, "compare-tokens", 8)
     fill(page, "compare-prompts", "How was your day?\nWhat is for dinner?")
@@ -309,19 +221,17 @@ def test_compare(page: Any, picture: Callable[[str], None]) -> None:
     expect(receipt).to_contain_text("weights", timeout=RUN)
     assert "weights base" not in receipt.inner_text()
     expect(page.locator("#compare-live-steered-receipt")).to_contain_text("positions steered")
-    picture("5-compare")
 
 
-def test_library(page: Any, picture: Callable[[str], None]) -> None:
+def test_library(page: Any) -> None:
     go(page, "Library")
-    expect(page.locator("#library-table")).to_contain_text("sunny-baked", timeout=30_000)
+    expect(page.locator("#library-table")).to_contain_text("sunny-baked")
     page.locator("#library-table").get_by_text("sunny", exact=True).first.click()
     says(page, "library-summary", "sunny (revision")
     with page.expect_download() as download:
         page.click("#library-download")
     assert download.value.suggested_filename == "sunny.safetensors"
     expect(page.locator("#runs-table")).to_contain_text("cancelled")
-    picture("6-library")
 
 
 def test_recipes_rename_delete_restore(page: Any) -> None:
