@@ -18,6 +18,8 @@ __all__ = ["Part", "Stop", "Stops", "together"]
 log = logging.getLogger("ui")
 PACE = 0.1
 """Seconds between two pictures of the replies: fast enough to read, slow enough for the browser."""
+PATIENCE = 1.0
+"""The same while nothing has come yet; an engine that starts needs the cores more than the browser."""
 
 
 class Stop(threading.Event):
@@ -68,13 +70,15 @@ def together(wb: Workbench, requests: Mapping[str, Any], stop: Stop) -> Iterator
     for name, request in requests.items():
         arguments = (wb, name, request, stop, pieces)
         threading.Thread(target=_feed, args=arguments, daemon=True).start()
+    shown = 0.0
     try:
         while not all(part.done for part in parts.values()):
             changed = _take(pieces, parts)
-            if changed or not any(part.text for part in parts.values()):
-                yield parts
             if stop.is_set():
                 break
+            if changed or time.monotonic() - shown > PATIENCE:
+                shown = time.monotonic()
+                yield parts
     except GeneratorExit:
         stop.set()
         raise

@@ -23,7 +23,7 @@ from ui.app import make_page
 from ui.choices import default_dose, listed
 from ui.forms import as_number, as_numbers, told
 from ui.session import Session
-from ui.streaming import Stop, together
+from ui.streaming import Stop, Stops, together
 from ui.tabs import verify
 from ui.tabs.extract import pairs
 from ui.tabs.steer import chat
@@ -491,6 +491,34 @@ def test_a_stopped_stream_keeps_what_came() -> None:
         if parts["a"].text:
             stop.set()
     assert parts["a"].text.startswith("one")
+
+
+def test_a_forgotten_stream_shows_nothing_more() -> None:
+    stop = Stop()
+    stream = together(Speaker(), {"a": "long"}, stop)  # type: ignore[arg-type]
+    next(stream)
+    stop.forget = True
+    stop.set()
+    assert list(stream) == []
+
+
+def test_a_stream_that_nobody_reads_is_stopped() -> None:
+    stop = Stop()
+    stream = together(Speaker(), {"a": "long"}, stop)  # type: ignore[arg-type]
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert stop.is_set()
+
+
+def test_each_place_of_a_browser_has_one_stream() -> None:
+    stops = Stops()
+    first, other, foreign = stops.new("x", "steer"), stops.new("x", "live"), stops.new("y", "steer")
+    second = stops.new("x", "steer")
+    assert first.is_set() and first.forget and not second.is_set()
+    stops.end("x", "steer")
+    assert second.is_set() and not second.forget
+    stops.end_all("x")
+    assert other.is_set() and not foreign.is_set()
 
 
 # -- start of the process -----------------------------------------------------------------------
