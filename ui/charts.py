@@ -212,6 +212,6 @@ def learning(events: Rows) -> go.Figure:
             )
     figure.update_yaxes(title_text="loss (nats)", row=1, col=1)
     figure.update_yaxes(title_text="gradient norm", rangemode="tozero", row=2, col=1)
-    figure.update_xaxes(dtick=1 if len(steps) <= 16 else None, row="all")
+    figure.update_xaxes(dtick=1 if len(steps) <= 16 else None)
     figure.update_xaxes(title_text="step", row=2, col=1)
     return _style(figure, 480, "" if steps or held else "No measurements yet")

@@ -38,13 +38,13 @@ MAKERS = {
 def vector_choice(elem_id: str, more: str = "") -> gr.Dropdown:
     """A dropdown of steering vectors, empty until `follow` or `listed` fills it."""
     info = f"{help_for('steering vector')} {more}".strip()
-    return gr.Dropdown([], label="Steering vector", info=info, elem_id=elem_id)
+    return gr.Dropdown([], label="Steering vector", info=info, min_width=240, elem_id=elem_id)
 
 
 def task_choice(elem_id: str) -> gr.Dropdown:
     """A dropdown of what was trained, empty until `follow` or `listed` fills it."""
     info = help_for("task vector")
-    return gr.Dropdown([], label="Trained result", info=info, elem_id=elem_id)
+    return gr.Dropdown([], label="Trained result", info=info, min_width=240, elem_id=elem_id)
 
 
 def follow(

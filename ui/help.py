@@ -42,6 +42,13 @@ WORDS: dict[str, str] = {
         "Trained weights to answer with, for example cheerful-baked=1. Empty is the untrained "
         "model."
     ),
+    "message": "Both columns answer it, on the same seed. Shift and return send it.",
+    "plain chat": "The model's own replies appear here.",
+    "steered chat": (
+        "The steered replies appear here. The receipt under them is the engine's own count of the "
+        "positions that it steered; the weights are named by a digest."
+    ),
+    "live prompt": "Base and steered answer together; trained follows when its weights are loaded.",
     "system prompt": "An instruction that comes before the chat. Empty is none.",
     "temperature": "0 always takes the likeliest token; higher is more varied.",
     "seed": "The same seed and settings give the same text.",
@@ -105,10 +112,6 @@ GUIDE: dict[str, str] = {
     "Library": (
         "Everything that was kept. Each entry has a history, so that nothing is lost "
         "when a name is used again or deleted."
-    ),
-    "receipt": (
-        "The receipt is the engine's own count of the positions that it steered; "
-        "the weights are named by a digest."
     ),
 }
 

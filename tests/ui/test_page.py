@@ -33,6 +33,7 @@ from vectors.types import SteeringVector
 from workbench.engines.base import Receipt, Reply
 from workbench.runs.record import RunRecord, RunState, read_run, write_json
 from workbench.service import Workbench
+from workbench.verify.verify import DOSES
 
 EVIL = "<img src=x onerror=alert(1)>\"'&"
 WORKS = ("extract", "verify", "train", "compare")
@@ -102,6 +103,10 @@ def test_every_chart_has_a_table_twin(still: Any) -> None:
     charts_of = {i.removesuffix("-chart") for i in ids if i and i.endswith("-chart")}
     assert charts_of == {"extract", "verify", "train"}
     assert {f"{name}-twin" for name in charts_of} <= ids
+
+
+def test_the_standard_doses_are_those_that_are_measured() -> None:
+    assert as_numbers(verify.STANDARD, "dose") == list(DOSES)
 
 
 def test_the_page_imports_no_engine() -> None:
@@ -227,6 +232,12 @@ def test_separation_marks_the_best_block() -> None:
     figure = charts.separation([{"block": 1, **BLOCK}, {"block": 0, **BLOCK}], 1)
     assert list(figure.data[0].x) == [0, 1]
     assert "best block 1" in figure.layout.annotations[0].text
+
+
+def test_a_short_training_is_marked_by_whole_steps() -> None:
+    steps = [{"kind": "step", "step": i, "loss": 1.0, "gradient_norm": 1.0} for i in range(4)]
+    layout = charts.learning(steps).layout
+    assert layout.xaxis.dtick == layout.xaxis2.dtick == 1
 
 
 def test_a_long_training_is_thinned_for_the_browser() -> None:

@@ -15,8 +15,9 @@ from ui.panel import RunPanel
 from ui.session import Session
 from vectors.errors import InputError
 
-__all__ = ["build", "measured"]
+__all__ = ["STANDARD", "build", "measured"]
 
+STANDARD = "-0.2, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4"
 TWIN = ["dose", "margin", "low", "high", "change", "change, low", "change, high", "KL", "KL, 95 %"]
 KEYS = ["margin", "low", "high", "change", "change_low", "change_high", "kl", "kl_p95"]
 SAMPLES = ["dose", "repetition", "text"]
@@ -40,7 +41,7 @@ def build(session: Session) -> gr.Tab:
             doses = gr.Textbox(
                 label="Doses",
                 info=help_for("doses"),
-                placeholder="-0.2, -0.1, 0.1, 0.2, 0.3",
+                placeholder=STANDARD,
                 max_length=400,
                 elem_id="verify-doses",
             )
@@ -56,7 +57,7 @@ def build(session: Session) -> gr.Tab:
                 wrap=True,
                 column_widths=["10%", "12%", "78%"],
                 max_height=420,
-                label="What it writes at each dose",
+                label="What it writes at each dose, and how much of it repeats",
                 elem_id="verify-samples",
             )
             with gr.Accordion("The same as a table", open=False, elem_id="verify-twin"):

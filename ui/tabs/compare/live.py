@@ -9,6 +9,7 @@ import gradio as gr
 
 from ui.choices import default_dose, need_task, need_vector
 from ui.forms import as_number, notice, say, typed
+from ui.help import help_for
 from ui.markup import alert, note
 from ui.session import Session
 from ui.streaming import Part, Stop, together
@@ -32,7 +33,7 @@ class Live:
             self.box = notice(f"{PLACE}-notice")
             self.prompt = gr.Textbox(
                 label="Your message",
-                info="Base and steered answer together; trained follows when its weights are loaded.",
+                info=help_for("live prompt"),
                 placeholder="How was your day?",
                 elem_id=f"{PLACE}-prompt",
             )

@@ -54,7 +54,11 @@ def all_runs(session: Session, tab: gr.Tab) -> None:
 
     def described(run_id: str | None) -> tuple[Any, ...]:
         if not run_id:
-            return note("No run yet.", "plain"), "", gr.update(interactive=False)
+            return (
+                note("No run yet; Extract, Verify, Train and Compare start them.", "plain"),
+                "",
+                gr.update(interactive=False),
+            )
         view = runs.get(run_id)
         state = view.state
         look = progress(

@@ -68,11 +68,10 @@ def filled(session: Session, chosen: str | None) -> tuple[Any, ...]:
         ]
         for row in rows
     ]  # fmt: skip
-    words = (
-        f"{len(rows)} entries, {size(session.wb.library.total_use())} on this disk."
-        if rows
-        else "Nothing is kept yet."
-    )
+    words = "Nothing is kept yet; the Extract tab makes a first steering vector."
+    if rows:
+        count = "1 entry" if len(rows) == 1 else f"{len(rows)} entries"
+        words = f"{count}, {size(session.wb.library.total_use())} on this disk."
     kept = chosen if chosen in names else (names[0] if names else None)
     return note(words, "plain"), cells, gr.update(choices=names, value=kept)
 

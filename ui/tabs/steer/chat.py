@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ui.forms import notice
-from ui.help import GUIDE
+from ui.help import help_for
 from ui.session import Session
 from ui.talk import SendStop
 
@@ -62,15 +62,15 @@ def lay_chat(session: Session) -> Chat:
     """Lay the chats out, and the message under them."""
     with gr.Row():
         with gr.Column(min_width=240, elem_id="steer-left") as left:
-            plain = _chatbot("Without steering", "steer-plain")
+            plain = _chatbot("Without steering", "steer-plain", help_for("plain chat"))
             plain_receipt = gr.HTML(elem_id="steer-plain-receipt")
         with gr.Column(min_width=240):
-            steered = _chatbot("With steering", "steer-steered")
+            steered = _chatbot("With steering", "steer-steered", help_for("steered chat"))
             steered_receipt = gr.HTML(elem_id="steer-receipt")
     box = notice("steer-notice")
     prompt = gr.Textbox(
         label="Your message",
-        info=GUIDE["receipt"],
+        info=help_for("message"),
         placeholder="How was your day?",
         lines=2,
         max_lines=8,
@@ -85,11 +85,12 @@ def lay_chat(session: Session) -> Chat:
     )
 
 
-def _chatbot(label: str, elem_id: str) -> gr.Chatbot:
+def _chatbot(label: str, elem_id: str, empty: str) -> gr.Chatbot:
     return gr.Chatbot(
         label=label,
         elem_id=elem_id,
         height=440,
+        placeholder=empty,
         render_markdown=False,
         sanitize_html=True,
         allow_tags=False,
