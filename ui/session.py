@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from ui.forms import STILL, told
+from ui.reload import recall
 from ui.streaming import Stops
 from vectors.errors import EngineFailed, InputError, WorkbenchError
 from workbench.service import EngineStatus, Workbench
@@ -115,11 +116,15 @@ class Session:
         self,
         tab: gr.Tab,
         handler: Callable[..., Any],
-        inputs: Any,
+        inputs: Sequence[Any],
         box: gr.HTML,
         outputs: Sequence[Any],
     ) -> None:
-        """Fill `outputs` by `handler` when the page is loaded and whenever the tab is opened."""
+        """Fill `outputs` by `handler` when the page is loaded and whenever the tab is opened.
+
+        Where the browser kept `inputs`, that is what the handler gets: a tab may be opened while the
+        page still loads.
+        """
         filled = told(len(outputs))(handler)
         for event in (tab.select, self.page.load):
-            event(filled, inputs, [box, *outputs], **STILL)
+            event(filled, list(inputs), [box, *outputs], js=recall(inputs), **STILL)

@@ -132,6 +132,63 @@ def test_a_second_turn_and_a_retry(page: Any) -> None:
     expect(page.locator("#steer-steered [data-testid=bot]")).to_have_count(0)
 
 
+def test_the_chat_survives_a_reload(page: Any) -> None:
+    go(page, "Steer")
+    page.click("#steer-clear")
+    fill(page, "steer-prompt", "Does this <i>stay</i>?")
+    page.click("#steer-send")
+    receipt = page.locator("#steer-receipt")
+    expect(receipt).to_contain_text("positions steered")
+    proof, reply = (
+        receipt.inner_text(),
+        page.locator("#steer-steered [data-testid=bot]").inner_text(),
+    )
+    number(page, "steer-dose", 0.31)
+    fill(page, "steer-prompt", "not sent yet")
+    page.reload()
+    go(page, "Steer")
+    expect(page.locator("#steer-steered")).to_contain_text("Does this <i>stay</i>?")
+    expect(page.locator("#steer-plain [data-testid=bot]")).to_have_count(1)
+    assert page.locator("#steer-steered [data-testid=bot]").inner_text() == reply
+    assert receipt.inner_text() == proof
+    assert value(page, "steer-prompt") == "not sent yet"
+    expect(page.locator("#steer-dose input[type=number]")).to_have_value("0.31")
+    unfold(page, "steer-writing")
+    expect(page.locator("#steer-tokens input[type=number]")).to_have_value("12")
+    # The chat that came back goes on.
+    page.click("#steer-send")
+    expect(page.locator("#steer-steered [data-testid=bot]")).to_have_count(2)
+    expect(page.locator("#steer-send")).to_be_enabled()
+
+
+def test_another_tab_has_a_chat_of_its_own(page: Any, tiny_url: str) -> None:
+    other = page.context.new_page()
+    other.goto(tiny_url)
+    go(other, "Steer")
+    expect(other.locator("#steer-vector input")).to_have_value(re.compile("sunny"))
+    expect(other.locator("#steer-steered [data-testid=user]")).to_have_count(0)
+    fill(other, "steer-prompt", "Only here.")
+    other.click("#steer-send")
+    expect(other.locator("#steer-steered")).to_contain_text("Only here.")
+    other.close()
+    page.reload()
+    go(page, "Steer")
+    expect(page.locator("#steer-steered [data-testid=bot]")).to_have_count(2)
+    expect(page.locator("#steer-steered")).not_to_contain_text("Only here.")
+
+
+def test_a_cleared_chat_stays_cleared(page: Any) -> None:
+    go(page, "Steer")
+    page.click("#steer-clear")
+    expect(page.locator("#steer-steered [data-testid=bot]")).to_have_count(0)
+    page.reload()
+    go(page, "Steer")
+    expect(page.locator("#steer-vector input")).to_have_value(re.compile("sunny"))
+    expect(page.locator("#steer-steered [data-testid=user]")).to_have_count(0)
+    assert page.locator("#steer-receipt").inner_text().strip() == ""
+    unfold(page, "steer-writing")
+
+
 def test_stop_keeps_what_came(page: Any) -> None:
     go(page, "Steer")
     page.click("#steer-clear")
@@ -178,6 +235,41 @@ def test_verify_survives_a_reload(page: Any) -> None:
     expect(page.locator("#verify-chart .main-svg").first).to_be_visible()
     unfold(page, "verify-twin")
     expect(page.locator("#verify-doses-table")).to_contain_text("+0.1")
+
+
+def test_forms_survive_a_reload(page: Any, tiny_url: str) -> None:
+    typed = {
+        "extract-name": "rainy",
+        "verify-doses": "0.1, 0.3",
+        "train-name": "not-yet",
+        "compare-prompts": "Only this?\nAnd this.",
+        "compare-live-prompt": "Not sent yet.",
+    }
+    for elem_id, text in typed.items():
+        go(page, elem_id.split("-")[0].capitalize())
+        fill(page, elem_id, text)
+    unfold(page, "compare-writing")
+    number(page, "compare-tokens", 9)
+    was = value(page, "extract-set")
+    assert was == "my-own"
+    other = page.context.new_page()
+    other.goto(tiny_url)
+    page.reload()
+    for elem_id, text in typed.items():
+        go(page, elem_id.split("-")[0].capitalize())
+        expect(page.locator(f"#{elem_id}").locator("textarea, input").first).to_have_value(text)
+    unfold(page, "compare-writing")
+    expect(page.locator("#compare-tokens input[type=number]")).to_have_value("9")
+    assert value(page, "extract-set") == was
+    # Another tab of the browser has forms of its own, so that what came back came from this one.
+    go(other, "Verify")
+    expect(other.locator("#verify-vector input")).to_have_value(re.compile("sunny"))
+    assert value(other, "verify-doses") == ""
+    other.close()
+    go(page, "Extract")
+    fill(page, "extract-name", "sunny")
+    go(page, "Train")
+    fill(page, "train-name", "")
 
 
 def test_a_run_is_cancelled(page: Any) -> None:

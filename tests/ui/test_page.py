@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="the page's extra is not installed")
 
+import gradio as gr
 import torch
 
 from ui import charts, help, markup
@@ -26,7 +27,7 @@ from ui.session import Session
 from ui.streaming import Stop, Stops, together
 from ui.tabs import verify
 from ui.tabs.extract import pairs
-from ui.tabs.steer import chat
+from ui.tabs.steer import chat, reload
 from ui.tabs.steer import fields as steer_fields
 from vectors.errors import ContrastSetError, EngineFailed, GrammarError, InputError
 from vectors.types import SteeringVector
@@ -159,6 +160,33 @@ def test_chat_text_is_escaped_and_comes_back() -> None:
     assert chat.text_of(told_to_box[0]) == EVIL + "&lt;\n"
     blocks = [{"type": "text", "text": told_to_box[0]["content"]}]
     assert chat.text_of({"content": blocks}) == EVIL + "&lt;\n"
+
+
+def kept_by(text: str) -> dict[str, Any]:
+    """What comes back of `text`."""
+    return dict(zip(reload.NAMES, reload.restored(text), strict=True))
+
+
+def test_a_chat_comes_back_with_its_receipts() -> None:
+    asked, answered = (
+        {"role": r, "content": [{"type": "text", "text": EVIL}]} for r in ("user", "assistant")
+    )
+    text = json.dumps(
+        {"plain": [asked, answered], "plain_receipt": "proof", "steered": [asked],
+         "of another version": 1}
+    )  # fmt: skip
+    found = kept_by(text)
+    assert chat.turns_of(found["plain"]) == [
+        {"role": r, "content": EVIL} for r in ("user", "assistant")
+    ]
+    assert "<img" not in found["plain"][0]["content"]
+    assert found["plain_receipt"] == "proof" and reload.CUT_OFF in found["steered_receipt"]
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[1]", '{"plain": 3}', '{"plain": [{}]}'])
+def test_what_the_browser_kept_is_not_trusted(text: str) -> None:
+    found = kept_by(text)
+    assert found["plain"] == found["steered"] == [] and found["plain_receipt"] == gr.skip()
 
 
 def test_progress_never_leaves_its_bar() -> None:

@@ -12,6 +12,7 @@ from ui.forms import as_numbers
 from ui.help import guide, help_for
 from ui.markup import facts, lead, number, seconds, verdict
 from ui.panel import RunPanel
+from ui.reload import remember
 from ui.session import Session
 from vectors.errors import InputError
 
@@ -72,6 +73,7 @@ def build(session: Session) -> gr.Tab:
     outputs = [box, result, chart, summary, samples, table, random]
     panel.wire(_parameters, [vector, controls, doses], _show, outputs)
     follow(session, tab, panel.notice, {vector: VECTORS})
+    remember(session.page, [vector], [controls, doses])
     return tab
 
 

@@ -11,6 +11,7 @@ from ui.forms import as_number, typed
 from ui.help import guide, help_for
 from ui.markup import facts, lead, note, number, seconds
 from ui.panel import RunPanel
+from ui.reload import remember
 from ui.session import Session
 from ui.tabs.compare.live import Live
 
@@ -51,6 +52,7 @@ def build(session: Session) -> gr.Tab:
     panel.wire(_parameters, [prompts, *fields], _show, result)
     live.wire(fields)
     follow(session, tab, panel.notice, {vector: VECTORS, task: TASKS})
+    remember(session.page, [vector, task], [dose, *writing, prompts, live.prompt])
     return tab
 
 

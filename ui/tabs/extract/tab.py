@@ -11,6 +11,7 @@ from ui.forms import QUIET, notice, told, typed
 from ui.help import guide, help_for
 from ui.markup import lead, note, number, seconds
 from ui.panel import RunPanel
+from ui.reload import remember
 from ui.session import Session
 from ui.tabs.extract.own_set import own_set
 from ui.tabs.extract.pairs import about, pairs_table
@@ -41,6 +42,7 @@ def build(session: Session) -> gr.Tab:
                 panel = RunPanel(session, "extract")
         result = _result()
     panel.wire(_parameters, [chosen, *fields], _show, result)
+    remember(session.page, [chosen], fields)
     return tab
 
 
@@ -78,7 +80,7 @@ def _contrast_set(session: Session, tab: gr.Tab) -> gr.Dropdown:
         return (gr.update(choices=names, value=kept), *preview(kept))
 
     chosen.change(told(2)(preview), chosen, [box, counts, table], **QUIET)
-    session.on_show(tab, refresh, chosen, box, [chosen, counts, table])
+    session.on_show(tab, refresh, [chosen], box, [chosen, counts, table])
     return chosen
 
 

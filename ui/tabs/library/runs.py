@@ -74,7 +74,7 @@ def all_runs(session: Session, tab: gr.Tab) -> None:
         return str(event.row_value[0]) if event.row_value else gr.skip()
 
     parts = [table, chosen, bar, lines, cancel]
-    session.on_show(tab, fill, chosen, box, parts)
+    session.on_show(tab, fill, [chosen], box, parts)
     timer.tick(told(len(parts))(fill), chosen, [box, *parts], **STILL)
     table.select(clicked, outputs=chosen, **STILL)
     chosen.change(told(3)(described), chosen, [box, bar, lines, cancel], **STILL)

@@ -46,7 +46,7 @@ class Shelf:
         def clicked(event: gr.SelectData) -> Any:
             return str(event.row_value[0]) if event.row_value else gr.skip()
 
-        session.on_show(tab, refresh, self.entry, self.box, self.parts)
+        session.on_show(tab, refresh, [self.entry], self.box, self.parts)
         again.click(told(3)(refresh), self.entry, self.outputs, **STILL)
         table.select(clicked, outputs=self.entry, **STILL)
 

@@ -10,9 +10,11 @@ from ui.choices import VECTORS, default_dose, listed, missing
 from ui.forms import QUIET, STILL, say, told
 from ui.help import guide
 from ui.markup import lead, note
+from ui.reload import remember
 from ui.session import Session
 from ui.tabs.steer.chat import Chat, lay_chat
 from ui.tabs.steer.fields import lay_fields
+from ui.tabs.steer.reload import survive
 from ui.tabs.steer.replies import Replies
 
 __all__ = ["build"]
@@ -28,6 +30,7 @@ def build(session: Session) -> gr.Tab:
             with gr.Column(scale=3, min_width=480):
                 chat = lay_chat(session)
         code = _code()
+        survive(session, chat)
     replies = Replies(session)
     _wire_chat(replies, fields, chat)
     _wire_warnings(session, replies, fields, chat)
@@ -36,6 +39,12 @@ def build(session: Session) -> gr.Tab:
         told(2)(replies.as_code), [chat.prompt, chat.steered, *fields], [chat.notice, *snippets],
         **QUIET,
     )  # fmt: skip
+    _wire_vector(session, tab, fields, chat)
+    remember(session.page, [fields[0]], [*fields[1:], chat.prompt])
+    return tab
+
+
+def _wire_vector(session: Session, tab: gr.Tab, fields: list[Any], chat: Chat) -> None:
     vector, dose = fields[:2]
 
     def refresh(value: str | None) -> tuple[Any, ...]:
@@ -44,8 +53,7 @@ def build(session: Session) -> gr.Tab:
         same = update["value"] == value
         return words, update, gr.skip() if same else default_dose(session, update["value"])
 
-    session.on_show(tab, refresh, vector, chat.notice, [vector, dose])
-    return tab
+    session.on_show(tab, refresh, [vector], chat.notice, [vector, dose])
 
 
 def _code() -> list[Any]:

@@ -11,6 +11,7 @@ from ui.forms import QUIET, say, told
 from ui.help import guide, help_for
 from ui.markup import lead, note
 from ui.panel import RunPanel
+from ui.reload import remember
 from ui.session import Session
 from ui.tabs.train.result import lay_result, show
 from ui.tabs.train.settings import lay_settings, parameters
@@ -49,8 +50,9 @@ def build(session: Session) -> gr.Tab:
     def chosen(value: str | None) -> tuple[Any, ...]:
         return (_unverified(session, value),)
 
-    session.on_show(tab, refresh, vector, panel.notice, [vector])
+    session.on_show(tab, refresh, [vector], panel.notice, [vector])
     vector.input(told(0)(chosen), vector, panel.notice, **QUIET)
+    remember(session.page, [vector], [name, dose, *settings])
     return tab
 
 
