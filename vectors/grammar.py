@@ -22,6 +22,7 @@ from vectors.types import Phase
 __all__ = [
     "DOSE_LIMIT",
     "NAME",
+    "OPERATORS",
     "SteerTerm",
     "TaskTerm",
     "check_name",
@@ -35,7 +36,8 @@ NAME = r"[a-z0-9][a-z0-9._-]*"
 NAME_LENGTH = 100
 # Ten times the norm of the residual stream: text broke long before, in every model looked at.
 DOSE_LIMIT = 10.0
-OPERATORS = ("add",)
+OPERATORS = ("add", "ablate", "clamp", "turn")
+"""What `vectors.steering.operators` can do."""
 
 _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _REVISION = r"[A-Za-z0-9][A-Za-z0-9:-]*"
@@ -60,6 +62,10 @@ class SteerTerm:
 
     def __post_init__(self) -> None:
         check_dose(self.dose)
+        if self.operator not in OPERATORS:
+            raise GrammarError(
+                f"The operator '{self.operator}' is unknown; use {', '.join(OPERATORS)}."
+            )
         if self.first is None and self.last is not None:
             raise GrammarError(f"The term for '{self.name}' has a last block and no first one.")
         if self.first is not None and self.last is not None and self.last < self.first:
@@ -67,6 +73,11 @@ class SteerTerm:
                 f"In the term for '{self.name}' the last block {self.last} comes before "
                 f"the first block {self.first}."
             )
+
+    @property
+    def acts(self) -> bool:
+        """Whether the term does anything; a clamp to 0 does."""
+        return self.dose != 0 or self.operator == "clamp"
 
     def blocks(self, best: int) -> range:
         """The blocks that the term steers, given the vector's best block."""
@@ -132,9 +143,6 @@ def _steer_term(part: str) -> SteerTerm:
     phase = match["phase"] or "all"
     if phase not in tuple(Phase):
         raise GrammarError(f"The phase '{phase}' is unknown; use prompt, decode or all.")
-    operator = match["op"] or "add"
-    if operator not in OPERATORS:
-        raise GrammarError(f"The operator '{operator}' is unknown; use {', '.join(OPERATORS)}.")
     return SteerTerm(
         name=check_name(match["name"]),
         dose=_number(match["dose"], f"dose of '{match['name']}'", DoseError),
@@ -142,7 +150,7 @@ def _steer_term(part: str) -> SteerTerm:
         first=None if match["first"] is None else int(match["first"]),
         last=None if match["last"] is None else int(match["last"]),
         phase=Phase(phase),
-        operator=operator,
+        operator=match["op"] or "add",
     )
 
 

@@ -234,10 +234,10 @@ class Workbench:
 
     def check_steer(self, steer: str) -> list[str]:
         """Resolve steering terms now, so that a bad one is told early; return warnings."""
-        from workbench.engines.vllm.spec import parse_request, resolve  # noqa: PLC0415  # as above
+        from workbench.engines.vllm.spec import parse_request, resolve_request  # noqa: PLC0415
 
         terms = parse_request(steer)
-        resolve(terms, self.library, self.model().base)
+        resolve_request(steer, self.library, self.model().base)
         warnings = []
         for term in terms:
             verdict = self.verdict(_ref(term))

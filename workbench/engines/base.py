@@ -67,7 +67,8 @@ class Receipt:
     """Proof of steering: distinct positions steered per phase, and rows used.
 
     `cached` positions were taken from the prefix cache of equally steered requests. `least` is the
-    number of steered positions of the request that has fewest.
+    number of steered positions of the request that has fewest. `problem` says why the engine could not
+    steer a request that it had accepted.
     """
 
     requests: int = 0
@@ -76,6 +77,7 @@ class Receipt:
     cached: int = 0
     rows: int = 0
     least: int = 0
+    problem: str = ""
 
 
 @dataclass(frozen=True)

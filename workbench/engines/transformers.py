@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vectors.errors import Cancelled, NameNotFound, PromptTooLong, SteeringNotApplied
+from vectors.steering.operators import Edit, apply_edit, combine, edit_of
 from vectors.store import Library
 from vectors.types import Phase
 from workbench.data.templates import context_ids
@@ -26,7 +27,7 @@ from workbench.engines.base import (
     TokenTable,
     never,
 )
-from workbench.engines.vllm.spec import Resolved, parse_request, resolve
+from workbench.engines.vllm.spec import Injection, Resolved, parse_request, resolve_request
 from workbench.models.blocks import decoder_blocks
 from workbench.models.catalog import Model, describe
 from workbench.models.loading import load_model
@@ -205,10 +206,11 @@ class _Steering:
 
     def __init__(self, engine: TransformersEngine, steer: str) -> None:
         self._blocks = decoder_blocks(engine._loaded.model)
-        terms = parse_request(steer) if steer else ()
-        self._asked = any(term.dose for term in terms)
+        self._asked = bool(steer) and any(term.acts for term in parse_request(steer))
         self._text = steer
-        self._resolved = resolve(terms, engine.library, engine.base) if terms else Resolved(())
+        self._resolved = (
+            resolve_request(steer, engine.library, engine.base) if steer else Resolved(())
+        )
         self._vectors = {
             i.vector: engine.library.vector_by_digest(i.vector) for i in self._resolved.injections
         }
@@ -234,20 +236,28 @@ class _Steering:
             h_BTD = output if isinstance(output, Tensor) else output[0]
             positions_T = torch.arange(self._start, self._start + h_BTD.shape[1])
             in_prompt_T = positions_T < self._prompt
+            late_T = positions_T >= self._resolved.start
             steered_BTD = h_BTD
-            for phase, mask_T in ((Phase.PROMPT, in_prompt_T), (Phase.DECODE, ~in_prompt_T)):
+            for phase, now_T in ((Phase.PROMPT, in_prompt_T), (Phase.DECODE, ~in_prompt_T)):
+                mask_T = now_T & late_T
                 here = [i for i in self._resolved.at(phase) if i.block == block]
                 if not here or not bool(mask_T.any()):
                     continue
-                row_D = sum(self._vectors[i.vector].addition(block, i.dose) for i in here)
-                addition = mask_T[:, None] * torch.as_tensor(row_D)
-                steered_BTD = steered_BTD + addition.to(h_BTD.device, h_BTD.dtype)
+                edit = combine(self._edit(i) for i in here)
+                edited_BTD = apply_edit(h_BTD.flatten(0, 1).float(), edit).view_as(h_BTD)
+                mask_T1 = mask_T[:, None].to(h_BTD.device)
+                steered_BTD = torch.where(mask_T1, edited_BTD.to(h_BTD.dtype), steered_BTD)
                 self._seen[phase].update(positions_T[mask_T].tolist())
             if isinstance(output, Tensor):
                 return steered_BTD
             return (steered_BTD, *output[1:])
 
         return add
+
+    def _edit(self, injection: Injection) -> Edit:
+        vector, block = self._vectors[injection.vector], injection.block
+        direction_D, norm = vector.directions[block], vector.mean_norms[block]
+        return edit_of(injection.operator, direction_D, norm, injection.dose)
 
     def receipt(self) -> Receipt | None:
         """The proof, or None where nothing was asked for."""

@@ -243,7 +243,9 @@ class VllmEngine:
             raise SteeringNotApplied(
                 f"The engine gave no receipt for '{steer}' ({error}); the reply is not trusted."
             ) from error
-        asked = any(term.dose != 0 for term in parse_request(steer))
+        if proof.problem:
+            raise SteeringNotApplied(f"'{steer}' was not applied: {proof.problem}")
+        asked = any(term.acts for term in parse_request(steer))
         if asked and proof.least == 0 and not cancelled:
             raise SteeringNotApplied(
                 f"'{steer}' was asked for and touched no position of the reply; with phase decode, "

@@ -40,7 +40,7 @@ class WorkbenchEndpoints:
             }
 
         @app.get(RECEIPTS + "/{receipt}")
-        async def receipt(receipt: str, authorization: str = Header("")) -> dict[str, int]:
+        async def receipt(receipt: str, authorization: str = Header("")) -> dict[str, Any]:
             """What was steered of the requests sent under this id; a receipt is taken once."""
             _admit(authorization)
             return (await self._workers("workbench_receipt", receipt))[0]

@@ -14,7 +14,7 @@ from typing import Any
 
 from vectors.errors import WorkbenchError
 from vectors.store import Library
-from workbench.engines.vllm.spec import STEER, parse_request, receipt_id, resolve
+from workbench.engines.vllm.spec import STEER, receipt_id, resolve_request
 
 __all__ = ["LIBRARY", "install"]
 
@@ -42,7 +42,7 @@ def install() -> None:
             return original(self, request_id, prompt, params, *args, **kw)
         try:
             receipt_id(extra)
-            resolved = resolve(parse_request(extra[STEER]), library, base)
+            resolved = resolve_request(extra[STEER], library, base)
         except WorkbenchError as error:
             raise VLLMValidationError(str(error), parameter=STEER) from error
         params.extra_args = {**extra, STEER: resolved.to_json()}

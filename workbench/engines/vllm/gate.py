@@ -16,10 +16,15 @@ import re
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
+
 from workbench.engines.base import BASE_WEIGHTS
+from workbench.engines.vllm.endpoints import WorkbenchEndpoints
+from workbench.engines.vllm.paths import OURS
 
 __all__ = ["HEADER", "WeightGate"]
 
@@ -106,6 +111,12 @@ class WeightGate:
         self.base = os.environ["WORKBENCH_CHECKPOINT"]
         self.client: Any = None
         self.turns = Turns(self._swap)
+        self.routes = WorkbenchEndpoints()
+        self.own: Any = None
+        if find_spec("vllm.plugins.endpoint_plugins") is None:
+            # Older vLLM has no plugins for routes, so ours are answered here.
+            self.own = FastAPI()
+            self.routes.attach_router(self.own)
 
     async def _swap(self, wanted: str) -> None:
         folder = self.base if wanted == BASE_WEIGHTS else str(self.weights / wanted)
@@ -114,6 +125,10 @@ class WeightGate:
             raise RuntimeError("the prefix cache could not be emptied after the weights changed")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.own is not None and scope["type"] == "http" and scope["path"].startswith(OURS):
+            self.routes.engine = scope["app"].state.engine_client
+            await self.own(scope, receive, send)
+            return
         if scope["type"] != "http" or not scope["path"].startswith(GUARDED):
             await self.app(scope, receive, send)
             return

@@ -1,6 +1,7 @@
 """The paths of our routes, for those who ask; importing this imports no server."""
 
-__all__ = ["HELLO", "RECEIPTS"]
+__all__ = ["HELLO", "OURS", "RECEIPTS"]
 
+OURS = "/workbench/"
 HELLO = "/workbench/hello"
 RECEIPTS = "/workbench/receipts"

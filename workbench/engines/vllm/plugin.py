@@ -1,7 +1,8 @@
 """What vLLM loads into each of its processes: front end, engine core and workers.
 
-vLLM swallows a plugin that fails to load, so nothing here is taken on trust: the server counts as
-ready only when `endpoints.hello` has answered from a worker (see `server`).
+vLLM swallows a plugin that cannot be imported, so nothing here is taken on trust: the server counts
+as ready only when `endpoints.hello` has answered from a worker (see `server`), and a worker serves
+only after the self-test.
 """
 
 from __future__ import annotations
@@ -17,11 +18,24 @@ ACTIVE = "WORKBENCH_BASE"
 
 
 def register() -> None:
-    """Entry point `vllm.general_plugins`; may be called more than once in a process."""
+    """Entry point `vllm.general_plugins`; may be called more than once in a process.
+
+    Raises:
+        BackendUnavailable: a vLLM that the plugin was not tested with.
+    """
     if ACTIVE not in os.environ:
         return
     die_with_supervisor()
-    from workbench.engines.vllm import frontend, runner_v1  # noqa: PLC0415  # vLLM is importable here
+    from workbench.engines.vllm import versions  # noqa: PLC0415  # vLLM is importable here
+
+    versions.check_version()
+    from workbench.engines.vllm import compiling, frontend, runner_v1, worker  # noqa: PLC0415
 
     frontend.install()
+    compiling.install()
     runner_v1.install()
+    if versions.has_runner_v2():
+        from workbench.engines.vllm import runner_v2  # noqa: PLC0415
+
+        runner_v2.install()
+    worker.install()

@@ -1,112 +1,110 @@
-"""Adapter for vLLM's model runner V1: what was scheduled goes to `StepSteering`, hooks apply it.
-
-Hooks on the decoder layers run in eager mode only, which is how the workbench starts its engine.
-"""
+"""Adapter for vLLM's model runner V1: what it schedules goes to `Steering`, from the host."""
 
 from __future__ import annotations
 
 import functools
-import os
-from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from torch import Tensor
 
-from vectors.store import Library
-from workbench.engines.vllm.spec import STEER, STEER_ID
-from workbench.engines.vllm.steering import Scheduled, StepSteering
-from workbench.models.blocks import decoder_blocks
+from workbench.engines.vllm.attach import attach_steering
+from workbench.engines.vllm.steering import Steering
 
-__all__ = ["TESTED", "install", "steering_of"]
-
-TESTED = ("0.32.0",)
+__all__ = ["install", "paths"]
 
 
 def install() -> None:
-    """Wrap the runner's `load_model` and `_prepare_inputs`, once."""
+    """Wrap the runner's methods, once."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner  # noqa: PLC0415
 
     if getattr(GPUModelRunner._prepare_inputs, "workbench", False):
         return
-    _wrap_prepare(GPUModelRunner)
-    _wrap_load(GPUModelRunner)
+    _wrap(GPUModelRunner, "load_model", _load_model)
+    _wrap(GPUModelRunner, "_update_states", _update_states)
+    _wrap(GPUModelRunner, "_prepare_inputs", _prepare_inputs)
+    _wrap(GPUModelRunner, "_dummy_run", _dummy_run)
     try:
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner  # noqa: PLC0415
     except ImportError:
         return
     if "load_model" in vars(CPUModelRunner):
-        _wrap_load(CPUModelRunner)
+        _wrap(CPUModelRunner, "load_model", _load_model)
 
 
-def steering_of(runner: Any) -> StepSteering | None:
-    """The runner's steering, or None before its model is loaded."""
-    return getattr(runner, "workbench_steering", None)
-
-
-def _wrap_load(cls: Any) -> None:
-    original = cls.load_model
+def _wrap(cls: Any, name: str, around: Any) -> None:
+    original = getattr(cls, name)
 
     @functools.wraps(original)
-    def load_model(self: Any, *args: Any, **kw: Any) -> Any:
-        out = original(self, *args, **kw)
-        if steering_of(self) is None:
-            _attach(self)
-        return out
+    def wrapper(self: Any, *args: Any, **kw: Any) -> Any:
+        return around(self, original, *args, **kw)
 
-    cls.load_model = load_model
+    wrapper.workbench = True  # type: ignore[attr-defined]
+    setattr(cls, name, wrapper)
 
 
-def _attach(runner: Any) -> None:
-    layers = decoder_blocks(runner.model)
-    library = Library(Path(os.environ["WORKBENCH_LIBRARY"]))
-    width = runner.model_config.get_hidden_size()
-    steering = StepSteering(library, width, len(layers))
-    for block, layer in enumerate(layers):
-        layer.register_forward_hook(functools.partial(_add, steering, block))
-    runner.workbench_steering = steering
+def _load_model(runner: Any, original: Any, *args: Any, **kw: Any) -> Any:
+    out = original(runner, *args, **kw)
+    if getattr(runner, "workbench_steering", None) is None:
+        steering = attach_steering(runner.model, runner.vllm_config, runner.device)
+        runner.workbench_steering = steering
+    return out
 
 
-def _add(steering: StepSteering, block: int, layer: Any, inputs: Any, output: Any) -> Any:
-    """Add to the residual stream, which vLLM's layers return as `(hidden, residual)` or as one."""
-    if isinstance(output, torch.Tensor):
-        return steering.apply(block, output)
-    hidden_TD, residual_TD, *rest = output
-    return (hidden_TD, steering.apply(block, residual_TD), *rest)
-
-
-def _wrap_prepare(cls: Any) -> None:
-    original = cls._prepare_inputs
-
-    @functools.wraps(original)
-    def prepare(
-        self: Any, scheduler_output: Any, num_scheduled_tokens: Any, *args: Any, **kw: Any
-    ) -> Any:
-        out = original(self, scheduler_output, num_scheduled_tokens, *args, **kw)
-        steering = steering_of(self)
-        if steering is not None:
-            # Here the batch is already this step's: vLLM updates it before it prepares inputs.
-            steering.plan(_scheduled(self, num_scheduled_tokens), self.dtype, self.device)
-        return out
-
-    prepare.workbench = True  # type: ignore[attr-defined]
-    cls._prepare_inputs = prepare
-
-
-def _scheduled(runner: Any, counts: Any) -> list[Scheduled]:
-    batch = runner.input_batch
-    found = []
-    for index, request in enumerate(batch.req_ids):
-        state = runner.requests[request]
-        params = state.sampling_params
-        extra = (params.extra_args if params is not None else None) or {}
-        found.append(
-            Scheduled(
-                request=request,
-                start=int(batch.num_computed_tokens_cpu[index]),
-                count=int(counts[index]),
-                prompt_length=state.num_prompt_tokens,
-                steer=extra.get(STEER),
-                receipt=extra.get(STEER_ID, ""),
-            )
+def _update_states(runner: Any, original: Any, scheduler_output: Any) -> Any:
+    """Requests come and go here, even in a step that runs no token."""
+    out = original(runner, scheduler_output)
+    steering: Steering = runner.workbench_steering
+    for request in scheduler_output.finished_req_ids:
+        steering.remove(request)
+    for new in scheduler_output.scheduled_new_reqs:
+        params = new.sampling_params
+        steering.add(
+            new.req_id,
+            params.extra_args if params is not None else None,
+            runner.requests[new.req_id].num_prompt_tokens,
+            new.num_computed_tokens,
         )
+    return out
+
+
+def _prepare_inputs(
+    runner: Any, original: Any, scheduler_output: Any, num_scheduled_tokens: Any, *args: Any
+) -> Any:
+    out = original(runner, scheduler_output, num_scheduled_tokens, *args)
+    steering: Steering = runner.workbench_steering
+    if not steering.idle:
+        # Here the batch is already this step's: vLLM updates it before it prepares inputs.
+        batch = runner.input_batch
+        count = batch.num_reqs
+        slots_N = steering.slots(batch.req_ids[:count])
+        starts_N = np.asarray(batch.num_computed_tokens_cpu[:count], dtype=np.int64)
+        counts_N = np.asarray(num_scheduled_tokens[:count], dtype=np.int64)
+        steering.place(slots_N, starts_N, counts_N)
+        steering.ran(slots_N, starts_N + counts_N)
+    return out
+
+
+def _dummy_run(runner: Any, original: Any, *args: Any, **kw: Any) -> Any:
+    if (steering := getattr(runner, "workbench_steering", None)) is not None:
+        steering.rest()
+    return original(runner, *args, **kw)
+
+
+def paths(runner: Any) -> dict[str, Any]:
+    """How a dummy batch can run, for the self-test; the first way is without graphs."""
+    from vllm.config import CUDAGraphMode  # noqa: PLC0415
+
+    def alone(tokens: int) -> Tensor:
+        return runner._dummy_run(tokens, cudagraph_runtime_mode=CUDAGraphMode.NONE)[0]
+
+    def decode(tokens: int) -> Tensor:
+        return runner._dummy_run(tokens, uniform_decode=True)[0]
+
+    def mixed(tokens: int) -> Tensor:
+        return runner._dummy_run(tokens)[0]
+
+    found = {"compiled": alone}
+    if runner.device.type == "cuda" and not runner.model_config.enforce_eager:
+        found |= {"decode graph": decode, "mixed graph": mixed}
     return found

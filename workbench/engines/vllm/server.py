@@ -164,8 +164,8 @@ def need_memory(model: Model) -> None:
 def _command(model: Model, port: int) -> list[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model.folder), "--served-model-name", model.name]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    command += ["--max-model-len", str(model.served_window), "--max-num-seqs", "64"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--max-model-len", str(model.served_window)]
     command += [
         "--max-logprobs",
         "1000",
@@ -176,7 +176,8 @@ def _command(model: Model, port: int) -> list[str]:
     command += ["--worker-extension-cls", "workbench.engines.vllm.worker.WorkbenchWorker"]
     command += ["--middleware", "workbench.engines.vllm.gate.WeightGate"]
     if not _has_cuda():
-        command += ["--dtype", _cpu_dtype(model)]
+        # Compiling takes a CPU minutes and gains it little.
+        command += ["--enforce-eager", "--max-num-seqs", "64", "--dtype", _cpu_dtype(model)]
     return command
 
 
@@ -193,7 +194,6 @@ def _environment(home: Home, registration: Registration) -> dict[str, str]:
         "VLLM_API_KEY": registration.token,
         "VLLM_PLUGINS": PLUGINS,
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
         "XDG_CACHE_HOME": str(cache),

@@ -4,7 +4,10 @@ A client sends, in `vllm_xargs`, `steer` (terms of the grammar, or the JSON form
 id of its own, under which the receipt is kept). The front end resolves names to digests and replaces
 `steer` by the canonical JSON of a `Resolved`, which is all that the workers ever see.
 
-    {"terms": [{"name": "cheerful", "dose": 0.2, "blocks": [15], "phase": "decode"}]}    JSON form
+    {"terms": [{"name": "cheerful", "dose": 0.2, "blocks": [15], "phase": "decode"}], "start": 4}
+
+is the JSON form; a term may also have `revision` and `operator`, and positions before `start` stay as
+they are.
 """
 
 from __future__ import annotations
@@ -18,11 +21,20 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vectors.errors import BlockNotFound, GrammarError, ModelMismatch
-from vectors.grammar import SteerTerm, check_dose, parse_steer
+from vectors.grammar import SteerTerm, parse_steer
+from vectors.steering.operators import check_together
 from vectors.store import Library
 from vectors.types import Phase
 
-__all__ = ["STEER", "STEER_ID", "Injection", "Resolved", "parse_request", "resolve"]
+__all__ = [
+    "STEER",
+    "STEER_ID",
+    "Injection",
+    "Resolved",
+    "parse_request",
+    "resolve",
+    "resolve_request",
+]
 
 STEER = "steer"
 STEER_ID = "steer_id"
@@ -30,30 +42,33 @@ STEER_ID = "steer_id"
 
 @dataclass(frozen=True, order=True)
 class Injection:
-    """One vector, by digest, added at one block at one dose in one phase."""
+    """One vector, by digest, applied at one block at one dose in one phase."""
 
     vector: str
     block: int
     dose: float
     phase: Phase
+    operator: str = "add"
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What the workers apply, in a canonical order."""
+    """What the workers apply, in a canonical order; positions before `start` stay as they are."""
 
     injections: tuple[Injection, ...]
+    start: int = 0
 
     def to_json(self) -> str:
         """The canonical text, equal for equal steering."""
-        rows = [[i.vector, i.block, i.dose, str(i.phase)] for i in self.injections]
-        return json.dumps(rows, separators=(",", ":"))
+        terms = [[i.vector, i.block, i.dose, str(i.phase), i.operator] for i in self.injections]
+        return json.dumps({"terms": terms, "start": self.start}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Resolved:
         """The inverse of `to_json`."""
-        rows = json.loads(text)
-        return cls(tuple(Injection(v, int(b), float(d), Phase(p)) for v, b, d, p in rows))
+        read = json.loads(text)
+        terms = (Injection(v, int(b), float(d), Phase(p), o) for v, b, d, p, o in read["terms"])
+        return cls(tuple(terms), int(read["start"]))
 
     @property
     def digest(self) -> str:
@@ -72,26 +87,42 @@ class _JsonTerm(BaseModel):
     revision: str | None = None
     blocks: list[int] = Field(default_factory=list, max_length=1000)
     phase: Phase = Phase.ALL
+    operator: str = "add"
 
 
 class _JsonRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     terms: list[_JsonTerm] = Field(min_length=1, max_length=64)
+    start: int = Field(default=0, ge=0, le=100_000_000)
 
 
 def parse_request(text: str) -> tuple[SteerTerm, ...]:
-    """Parse what a client sent as `steer`: terms of the grammar, or the JSON form.
+    """Return the terms of what a client sent as `steer`: the grammar's, or the JSON form's.
 
     Raises:
         GrammarError: neither.
         DoseError: a dose out of range.
     """
+    return _parse(text)[0]
+
+
+def resolve_request(text: str, library: Library, base: str) -> Resolved:
+    """Parse what a client sent as `steer`, and resolve it.
+
+    Raises:
+        InputError: see `parse_request` and `resolve`.
+    """
+    terms, start = _parse(text)
+    return resolve(terms, library, base, start)
+
+
+def _parse(text: str) -> tuple[tuple[SteerTerm, ...], int]:
     if not isinstance(text, str):
         raise GrammarError(
             f"'{STEER}' must be text such as cheerful=0.2, not {type(text).__name__}."
         )
     if not text.lstrip().startswith("{"):
-        return parse_steer(text)
+        return parse_steer(text), 0
     try:
         request = _JsonRequest.model_validate_json(text)
     except ValidationError as error:
@@ -100,23 +131,23 @@ def parse_request(text: str) -> tuple[SteerTerm, ...]:
         raise GrammarError(
             f"The JSON form of '{STEER}' is wrong at {where}: {first['msg']}."
         ) from error
-    return tuple(_expand(request.terms))
+    return tuple(_expand(request.terms)), request.start
 
 
 def _expand(terms: Iterable[_JsonTerm]) -> Iterable[SteerTerm]:
-    for term in terms:
-        check_dose(term.dose)
-        for block in term.blocks or [None]:
-            yield SteerTerm(term.name, term.dose, term.revision, block, None, term.phase)
+    for t in terms:
+        for block in t.blocks or [None]:
+            yield SteerTerm(t.name, t.dose, t.revision, block, None, t.phase, t.operator)
 
 
-def resolve(terms: Iterable[SteerTerm], library: Library, base: str) -> Resolved:
+def resolve(terms: Iterable[SteerTerm], library: Library, base: str, start: int = 0) -> Resolved:
     """Turn names into digests and default blocks into blocks.
 
     Raises:
         NameNotFound: no such vector.
         ModelMismatch: a vector of another base.
         BlockNotFound: a block that the vector has no direction for.
+        GrammarError: operators that cannot act together.
     """
     found: list[Injection] = []
     for term in terms:
@@ -134,9 +165,16 @@ def resolve(terms: Iterable[SteerTerm], library: Library, base: str) -> Resolved
                     f"it has {min(vector.directions)} to {max(vector.directions)}."
                 )
             # A dose of 0 adds nothing; leaving it out keeps the reply bit for bit the base's.
-            if term.dose != 0:
-                found.append(Injection(entry.digest, block, term.dose, term.phase))
-    return Resolved(tuple(sorted(found)))
+            if term.acts:
+                found.append(Injection(entry.digest, block, term.dose, term.phase, term.operator))
+    resolved = Resolved(tuple(sorted(found)), start)
+    for phase in (Phase.PROMPT, Phase.DECODE):
+        by_block: dict[int, list[str]] = {}
+        for injection in resolved.at(phase):
+            by_block.setdefault(injection.block, []).append(injection.operator)
+        for operators in by_block.values():
+            check_together(operators)
+    return resolved
 
 
 def receipt_id(extra_args: dict[str, Any]) -> str:

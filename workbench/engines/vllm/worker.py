@@ -1,16 +1,20 @@
-"""What vLLM's workers answer when the server asks; mixed into its worker class by name."""
+"""What vLLM's workers do beside their work: test the steering at load, and answer when asked."""
 
 from __future__ import annotations
 
+import functools
+from dataclasses import asdict
 from typing import Any
 
 import vllm
 
 from vectors.errors import BackendUnavailable
-from workbench.engines.vllm.runner_v1 import steering_of
-from workbench.engines.vllm.steering import StepSteering
+from workbench.engines.vllm import runner_v1, runner_v2
+from workbench.engines.vllm.selftest import Report, SelfTest, silent_attention
+from workbench.engines.vllm.steering import Steering
+from workbench.models.blocks import decoder_blocks
 
-__all__ = ["WorkbenchWorker"]
+__all__ = ["WorkbenchWorker", "install"]
 
 
 class WorkbenchWorker:
@@ -18,26 +22,83 @@ class WorkbenchWorker:
 
     model_runner: Any
 
-    def _workbench(self) -> StepSteering:
-        steering = steering_of(self.model_runner)
-        if steering is None:
-            raise BackendUnavailable(
-                "The steering plugin is not attached to this model runner; "
-                "install the vLLM version that the workbench was tested with."
-            )
-        return steering
-
     def workbench_hello(self) -> dict[str, Any]:
-        """Show that the plugin is in the worker, and on which blocks."""
-        steering = self._workbench()
+        """Show that the plugin is in the worker, on which blocks, and what the self-test found."""
+        steering = steering_of(self.model_runner)
+        report: Report = self.model_runner.workbench_report
         return {
-            "blocks": steering.blocks,
-            "width": steering.width,
+            "blocks": steering.table.blocks,
+            "width": steering.table.width,
+            "rows": steering.table.rows - 1,
+            "projecting": max(0, steering.table.projecting - 1),
             "runner": type(self.model_runner).__name__,
+            "state": type(getattr(self.model_runner, "model_state", None)).__name__,
             "vllm": vllm.__version__,
             "dtype": str(self.model_runner.dtype).removeprefix("torch."),
+            "selftest": asdict(report),
         }
 
-    def workbench_receipt(self, receipt: str) -> dict[str, int]:
+    def workbench_receipt(self, receipt: str) -> dict[str, int | str]:
         """Take the receipt of the requests that were sent under this id."""
-        return self._workbench().receipt(receipt)
+        return steering_of(self.model_runner).receipt(receipt)
+
+
+def steering_of(runner: Any) -> Steering:
+    """The steering of a model runner, of either kind.
+
+    Raises:
+        BackendUnavailable: vLLM runs the model in a way that the plugin has not got hold of.
+    """
+    holder = getattr(runner, "model_state", runner)
+    steering = getattr(holder, "workbench_steering", None)
+    if steering is None:
+        raise BackendUnavailable(
+            f"The steering plugin is not attached to this {type(runner).__module__} runner; "
+            "install the vLLM version that the workbench was tested with."
+        )
+    return steering
+
+
+def install() -> None:
+    """Run the self-test when a worker has warmed up; its failure ends the engine."""
+    from vllm.platforms import current_platform  # noqa: PLC0415
+
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_worker import CPUWorker as Worker  # noqa: PLC0415
+    else:
+        from vllm.v1.worker.gpu_worker import Worker  # noqa: PLC0415
+    original = Worker.compile_or_warm_up_model
+    if not getattr(original, "workbench", False):
+        Worker.compile_or_warm_up_model = _tested(original)
+
+
+def _tested(original: Any) -> Any:
+    @functools.wraps(original)
+    def compile_or_warm_up_model(self: Any) -> Any:
+        out = original(self)
+        self.model_runner.workbench_report = selftest(self.model_runner)
+        return out
+
+    compile_or_warm_up_model.workbench = True  # type: ignore[attr-defined]
+    return compile_or_warm_up_model
+
+
+def selftest(runner: Any) -> Report:
+    """Test the steering of a model runner that runs no request.
+
+    Raises:
+        SteeringNotApplied: the model is not steered as it should be.
+    """
+    steering = steering_of(runner)
+    paths = (runner_v2 if hasattr(runner, "model_state") else runner_v1).paths(runner)
+    steering.warm_up()
+    attention = runner.compilation_config.static_forward_context.values()
+    with silent_attention(attention):
+        return SelfTest(
+            runner.model,
+            decoder_blocks(runner.model),
+            steering,
+            paths["compiled"],
+            paths,
+            min(runner.max_num_tokens, runner.max_num_reqs),
+        ).run()

@@ -1,0 +1,327 @@
+"""The worker's part without vLLM: toy layers of both kinds, every token checked against the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vectors.errors import BackendUnavailable, ModelNotSupported, SteeringNotApplied
+from vectors.steering.controls import random_direction
+from vectors.steering.operators import apply_edit, combine, edit_of, expand_rows
+from vectors.types import Phase, SteeringVector
+from workbench.engines.vllm import edit
+from workbench.engines.vllm.edit import EditTable
+from workbench.engines.vllm.rows import RowBank
+from workbench.engines.vllm.selftest import SelfTest
+from workbench.engines.vllm.spec import STEER, STEER_ID, Injection, Resolved
+from workbench.engines.vllm.steering import Steering
+
+WIDTH, BLOCKS, TOKENS = 12, 3, 32
+VECTORS = {
+    name: SteeringVector(
+        "0" * 64,
+        {b: random_direction(WIDTH, 10 * n + b) for b in range(BLOCKS)},
+        dict.fromkeys(range(BLOCKS), 2.0),
+        1,
+    )
+    for n, name in enumerate("abcdefgh")
+}
+
+
+class Whole(nn.Module):
+    """A layer that returns the residual stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, h):
+        return h + torch.tanh(self.mlp(h))
+
+
+class Split(nn.Module):
+    """A layer that returns `(hidden, residual)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden, residual):
+        residual = hidden if residual is None else hidden + residual
+        return torch.tanh(self.mlp(residual)), residual
+
+
+class SplitChild(Split):
+    """A layer that calls the forward of a class that is itself steered."""
+
+    def forward(self, hidden, residual):
+        return super().forward(hidden, residual)
+
+
+class Toy(nn.Module):
+    def __init__(self, kinds):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(kind() for kind in kinds)
+
+    def forward(self, h):
+        residual = None
+        for layer in self.layers:
+            if isinstance(layer, Whole):
+                h = layer(h)
+            else:
+                h, residual = layer(h, residual)
+        return h if residual is None else h + residual
+
+
+KINDS = {"whole": [Whole] * 3, "split": [Split] * 3, "mixed": [Split, SplitChild, Split]}
+
+
+def make(kinds="whole", *, rows=9, projecting=4, eager=False, slots=6):
+    toy = Toy(KINDS[kinds])
+    table = EditTable.make(
+        BLOCKS,
+        rows,
+        WIDTH,
+        TOKENS,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        projecting=projecting,
+        eager=eager,
+    )
+    edit.attach(toy.layers, table)
+    bank = RowBank(table, VECTORS.__getitem__)
+    return toy, Steering(table, bank, slots, expand_rows)
+
+
+def steer(*terms, start=0):
+    found = [Injection(v, b, d, Phase(p), o) for v, b, d, p, o in terms]
+    return Resolved(tuple(sorted(found)), start).to_json()
+
+
+def naive(toy, h_TD, edits_TB):
+    """Each token alone, layer after layer, in plain PyTorch."""
+    out = []
+    for h_D, edits in zip(h_TD, edits_TB, strict=True):
+        h = h_D[None]
+        for block, layer in enumerate(toy.layers):
+            h = h + torch.tanh(layer.mlp(h))
+            if edits.get(block):
+                h = apply_edit(h, combine(edits[block]))
+        out.append(h[0])
+    return torch.stack(out)
+
+
+REQUESTS = {
+    "plain": None,
+    "add": steer(("a", 1, 0.5, "all", "add"), ("b", 1, -1.0, "all", "add")),
+    "phases": steer(("a", 0, 1.0, "prompt", "add"), ("b", 2, 1.0, "decode", "add")),
+    "ablate": steer(("c", 2, 1.0, "all", "ablate"), ("d", 0, 0.3, "decode", "add")),
+    "late": steer(("e", 1, 1.0, "all", "turn"), start=2),
+}
+
+
+def expected(text, position, length):
+    if text is None:
+        return {}
+    resolved = Resolved.from_json(text)
+    if position < resolved.start:
+        return {}
+    edits = {}
+    for i in resolved.at(Phase.PROMPT if position < length else Phase.DECODE):
+        made = edit_of(i.operator, VECTORS[i.vector].directions[i.block], 2.0, i.dose)
+        edits.setdefault(i.block, []).append(made)
+    return edits
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("host", [False, True])
+def test_every_token_of_a_mixed_batch_gets_its_own_edit(kinds, eager, host):
+    toy, steering = make(kinds, eager=eager)
+    lengths, starts, counts = [4, 3, 3, 2, 5], [0, 2, 1, 3, 0], [4, 3, 2, 1, 5]
+    for (name, text), length in zip(REQUESTS.items(), lengths, strict=True):
+        steering.add(name, {STEER: text} if text else {}, length, 0)
+    slots_N = steering.slots(list(REQUESTS))
+    tokens = sum(counts)
+    positions = [s + i for s, c in zip(starts, counts, strict=True) for i in range(c)]
+    if host:
+        steering.place(slots_N, np.array(starts), np.array(counts))
+    else:
+        first_N1 = torch.tensor([0, *np.cumsum(counts)])
+        steering.expand(
+            torch.tensor(positions), first_N1, torch.from_numpy(slots_N), len(counts), tokens + 3
+        )
+    h_TD = torch.randn(tokens, WIDTH)
+    whose = [n for n, c in zip(range(5), counts, strict=True) for _ in range(c)]
+    texts = list(REQUESTS.values())
+    edits = [expected(texts[n], p, lengths[n]) for n, p in zip(whose, positions, strict=True)]
+    torch.testing.assert_close(toy(h_TD), naive(toy, h_TD, edits), rtol=1e-5, atol=1e-5)
+    assert not steering.table.row_of_token_T[tokens:].any()
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_a_compiler_takes_the_edit_into_its_graph(kinds):
+    toy, steering = make(kinds)
+    compiled = torch.compile(toy, backend="aot_eager", fullgraph=True, dynamic=True)
+    h_TD = torch.randn(4, WIDTH)
+    torch.testing.assert_close(compiled(h_TD), toy(h_TD))
+    plain_TD = toy(h_TD)
+    # What was compiled while nobody steered must steer, and for other batch sizes too.
+    steering.add("r", {STEER: REQUESTS["ablate"]}, 2, 0)
+    steering.place(steering.slots(["r"]), np.array([0]), np.array([4]))
+    steered_TD = compiled(h_TD)
+    assert (steered_TD - plain_TD).abs().max() > 0.1
+    torch.testing.assert_close(steered_TD, toy(h_TD))
+    more_TD = torch.randn(7, WIDTH)
+    torch.testing.assert_close(compiled(more_TD), toy(more_TD))
+
+
+def test_when_the_last_steered_request_has_gone_nothing_is_steered():
+    toy, steering = make()
+    h_TD = torch.randn(4, WIDTH)
+    plain_TD = toy(h_TD)
+    steering.add("r", {STEER: REQUESTS["add"]}, 2, 0)
+    steering.add("p", {}, 2, 0)
+    both = steering.slots(["r", "p"])
+    steering.place(both, np.array([0, 0]), np.array([2, 2]))
+    assert not torch.equal(toy(h_TD)[:2], plain_TD[:2])
+    assert torch.equal(toy(h_TD)[2:], plain_TD[2:])
+    steering.remove("r")
+    steering.place(steering.slots(["p"]), np.array([2]), np.array([1]))
+    assert torch.equal(toy(h_TD), plain_TD) and steering.idle
+
+
+def test_rows_are_shared_reused_and_never_short_of_reason():
+    _, steering = make(rows=4, projecting=2, slots=9)
+    bank = steering.bank
+    keys = {v: (Injection(v, 0, 1.0, Phase.ALL),) for v in VECTORS}
+    rows = {v: bank.acquire(keys[v]) for v in "abc"}
+    assert len(set(rows.values())) == 3 and bank.loaded == 3
+    assert bank.acquire(keys["a"]) == rows["a"] and bank.loaded == 3
+    with pytest.raises(BackendUnavailable, match="All 3 rows"):
+        bank.acquire(keys["d"])
+    bank.release(rows["a"])
+    with pytest.raises(BackendUnavailable, match="All 3 rows"):
+        bank.acquire(keys["d"])
+    bank.release(rows["a"])
+    assert bank.acquire(keys["d"]) == rows["a"]
+    wanted_D = VECTORS["d"].addition(0, 1.0)
+    torch.testing.assert_close(steering.table.add_LRD[0, rows["a"]], wanted_D)
+    assert bank.used == 3
+
+
+def test_a_row_that_is_replaced_keeps_nothing_of_what_it_held():
+    _, steering = make(rows=2, projecting=2)
+    bank, table = steering.bank, steering.table
+    row = bank.acquire((Injection("a", 0, 1.0, Phase.ALL, "turn"),))
+    bank.release(row)
+    assert bank.acquire((Injection("b", 2, 1.0, Phase.ALL),)) == row
+    assert not table.add_LRD[:2, row].any() and not table.keep_LP[:, row].any()
+    assert not table.read_LPD[:, row].any()
+    torch.testing.assert_close(table.add_LRD[2, row], VECTORS["b"].addition(2, 1.0))
+
+
+def test_random_lives_leak_no_row():
+    _, steering = make(rows=13, slots=6)
+    generator = np.random.default_rng(0)
+    running: list[str] = []
+    for number in range(400):
+        if running and (len(running) == 6 or generator.random() < 0.5):
+            steering.remove(running.pop(int(generator.integers(len(running)))))
+        name = "abcdefgh"[int(generator.integers(8))]
+        phase = ["all", "prompt", "decode"][int(generator.integers(3))]
+        request = f"r{number}"
+        steering.add(request, {STEER: steer((name, 0, 1.0, phase, "add"))}, 3, 0)
+        running.append(request)
+        assert steering.bank.used <= 2 * len(running)
+    for request in running:
+        steering.remove(request)
+    assert steering.bank.used == 0 and not steering._slots_S4.any() and not steering._live
+
+
+def test_receipts_count_positions_once_over_preemption_and_cache():
+    _, steering = make()
+    extra = {STEER: REQUESTS["phases"], STEER_ID: "one"}
+    steering.add("r", extra, 4, 1)
+    slots_N = steering.slots(["r"])
+    for start, count in ((1, 2), (3, 1), (4, 1), (5, 1)):
+        steering.place(slots_N, np.array([start]), np.array([count]))
+        steering.ran(slots_N, np.array([start + count]))
+    steering.remove("r")
+    steering.add("r", extra, 4, 2)
+    slots_N = steering.slots(["r"])
+    steering.ran(slots_N, np.array([7]))
+    wanted = {"requests": 1, "prompt": 3, "decode": 3, "cached": 1, "rows": 1, "least": 7}
+    assert steering.receipt("one") == {**wanted, "problem": ""}
+    assert steering.receipt("one")["requests"] == 0
+
+
+def test_a_vector_that_cannot_be_used_is_told_by_the_receipt():
+    _, steering = make()
+    steering.add("r", {STEER: steer(("a", 7, 1.0, "all", "add")), STEER_ID: "x"}, 4, 0)
+    steering.place(steering.slots(["r"]), np.array([0]), np.array([4]))
+    receipt = steering.receipt("x")
+    assert "has 3 blocks" in receipt["problem"] and receipt["least"] == 0
+    assert steering.bank.used == 0
+
+
+def test_layers_that_return_something_else_are_refused():
+    class Odd(nn.Module):
+        def forward(self, h):
+            return h, h, h
+
+    table = EditTable.make(1, 2, 4, 4, dtype=torch.float32, device=torch.device("cpu"))
+    layer = Odd()
+    edit.attach([layer], table)
+    with pytest.raises(ModelNotSupported, match="Odd cannot be steered"):
+        layer(torch.zeros(2, 4))
+
+
+# -- the self-test ------------------------------------------------------------------------------
+
+
+def selftest_of(toy, steering, other=None):
+    def run(tokens):
+        steering.rest()
+        return toy(torch.ones(tokens, WIDTH))
+
+    return SelfTest(toy, toy.layers, steering, run, {"compiled": other or run}, TOKENS)
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("rows", [2, 3, 9])
+def test_the_selftest_passes_what_is_right_and_leaves_nothing_behind(kinds, rows):
+    toy, steering = make(kinds, rows=rows, projecting=2)
+    report = selftest_of(toy, steering).run()
+    assert report.blocks == BLOCKS and report.stream_error < 1e-4
+    assert report.path_errors["compiled"] < 1e-6
+    assert not steering.table.add_LRD.any() and not steering.table.row_of_token_T.any()
+
+
+def test_the_selftest_finds_a_path_without_the_edit():
+    toy, steering = make()
+
+    def unsteered(tokens):
+        steering.table.row_of_token_T.zero_()
+        return toy(torch.ones(tokens, WIDTH))
+
+    with pytest.raises(SteeringNotApplied, match="block 0 on the path 'compiled'"):
+        selftest_of(toy, steering, unsteered).run()
+
+
+def test_the_selftest_finds_a_layer_that_adds_twice():
+    toy, steering = make()
+    twice = toy.layers[1]
+    twice.register_forward_hook(lambda m, i, out: edit._edit(m, out))
+    with pytest.raises(SteeringNotApplied, match="block 1 "):
+        selftest_of(toy, steering).run()
+
+
+def test_the_selftest_finds_a_layer_without_the_edit():
+    toy, steering = make()
+    toy.layers[2].workbench_add_RD = None
+    with pytest.raises(SteeringNotApplied, match="block 2 "):
+        selftest_of(toy, steering).run()

@@ -1,0 +1,59 @@
+"""Put steering into a model that vLLM has just loaded and not yet run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vectors.store import Library
+from workbench.engines.vllm import edit
+from workbench.engines.vllm.edit import EditTable
+from workbench.engines.vllm.rows import RowBank
+from workbench.engines.vllm.settings import Settings
+from workbench.engines.vllm.steering import Expand, Steering
+from workbench.engines.vllm.versions import check_settings
+from workbench.models.blocks import decoder_blocks
+
+__all__ = ["attach_steering"]
+
+
+def attach_steering(model: Any, config: Any, device: torch.device) -> Steering:
+    """Return the steering of `model`, whose decoder layers apply it from now on.
+
+    Raises:
+        ModelNotSupported: layers or settings of vLLM that steering does not follow.
+    """
+    check_settings(config)
+    settings = Settings.of_environment()
+    layers = decoder_blocks(model)
+    scheduler = config.scheduler_config
+    slots = scheduler.max_num_seqs
+    # A request needs at most one row a phase, so that many rows are never short.
+    rows = 1 + min(settings.rows or 2 * slots, 2 * slots)
+    table = EditTable.make(
+        len(layers),
+        rows,
+        config.model_config.get_hidden_size(),
+        # Longer than any batch: a compiler must not take "all of it" for a fixed size.
+        max(scheduler.max_num_batched_tokens, slots) + 1,
+        dtype=config.model_config.dtype,
+        device=device,
+        projecting=min(rows, 1 + settings.projecting) if settings.operators else 0,
+        eager=config.model_config.enforce_eager,
+    )
+    edit.attach(layers, table)
+    library = Library(Path(os.environ["WORKBENCH_LIBRARY"]))
+    bank = RowBank(table, library.vector_by_digest)
+    return Steering(table, bank, slots, _expander(device))
+
+
+def _expander(device: torch.device) -> Expand:
+    """The kernel where there is a GPU, its reference elsewhere."""
+    if device.type == "cuda":
+        from steer_kernels.rows import expand_rows  # noqa: PLC0415  # needs triton
+    else:
+        from vectors.steering.operators import expand_rows  # noqa: PLC0415
+    return expand_rows

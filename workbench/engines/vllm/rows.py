@@ -1,0 +1,154 @@
+"""The rows of the steering table: which are loaded, who uses them, which may be replaced.
+
+A row is everything that one request adds in one phase, at all blocks. Equal steering shares a row.
+A row that nobody uses stays until its place is needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vectors.errors import BackendUnavailable, BlockNotFound, ShapeMismatch
+from vectors.steering.operators import Edit, combine, edit_of
+from vectors.types import SteeringVector
+from workbench.engines.vllm.edit import EditTable
+from workbench.engines.vllm.spec import Injection
+
+__all__ = ["RowBank"]
+
+Key = tuple[Injection, ...]
+
+
+class RowBank:
+    """Gives out rows of `table` and fills them by `load`, which returns a vector by its digest."""
+
+    def __init__(self, table: EditTable, load: Callable[[str], SteeringVector]) -> None:
+        self._table = table
+        self._load = load
+        self._rows: OrderedDict[Key, int] = OrderedDict()
+        self._users: Counter[int] = Counter()
+        self._blocks: dict[int, tuple[int, ...]] = {}
+        self._live: Counter[int] = Counter()
+        # The low rows can hold every operator, so additions take the high ones first.
+        self._free = list(range(1, table.rows))
+        self.loaded = 0
+
+    @property
+    def used(self) -> int:
+        """How many rows are in use."""
+        return len(self._users)
+
+    def acquire(self, key: Key) -> int:
+        """Return the row that does `key`; row 0 where it does nothing. Pair with `release`.
+
+        Raises:
+            BackendUnavailable: every row is in use, or the engine was started for additions alone.
+            NameNotFound, StoreCorrupt, BlockNotFound, ShapeMismatch: a vector that cannot be used.
+        """
+        if not key:
+            return 0
+        row = self._rows.get(key)
+        if row is None:
+            edits = self._edits(key)
+            row = self._place(all(e.adds_only for e in edits.values()))
+            self._write(row, edits)
+            self._rows[key] = row
+            self._blocks[row] = tuple(edits)
+        self._rows.move_to_end(key)
+        self._users[row] += 1
+        if self._users[row] == 1:
+            self._count(row, 1)
+        return row
+
+    def release(self, row: int) -> None:
+        """One user less."""
+        if not row:
+            return
+        self._users[row] -= 1
+        if not self._users[row]:
+            del self._users[row]
+            self._count(row, -1)
+
+    def _count(self, row: int, by: int) -> None:
+        for block in self._blocks[row]:
+            self._live[block] += by
+        if self._table.live is not None:
+            self._table.live.clear()
+            self._table.live.update(block for block, n in self._live.items() if n)
+
+    def _place(self, adds_only: bool) -> int:
+        limit = self._table.rows if adds_only else self._table.projecting
+        if limit <= 1 and not adds_only:
+            raise BackendUnavailable(
+                "This engine was started for the operator 'add' alone; start it with "
+                "--operators all."
+            )
+        fits = [row for row in self._free if row < limit]
+        if fits:
+            row = max(fits) if adds_only else min(fits)
+            self._free.remove(row)
+            return row
+        for key, row in self._rows.items():
+            if row < limit and not self._users[row]:
+                del self._rows[key]
+                return row
+        raise BackendUnavailable(
+            f"All {limit - 1} rows of the steering table are in use by other requests; send the "
+            "request again, or start the engine with more --rows."
+        )
+
+    def _edits(self, key: Key) -> dict[int, Edit]:
+        by_block: dict[int, list[Edit]] = {}
+        vectors = {digest: self._load(digest) for digest in {i.vector for i in key}}
+        for injection in key:
+            vector, block = vectors[injection.vector], injection.block
+            if vector.width != self._table.width:
+                raise ShapeMismatch(
+                    f"The vector {injection.vector[:12]} has width {vector.width} and this model "
+                    f"{self._table.width}; extract it again for this model."
+                )
+            if block not in vector.directions or block >= self._table.blocks:
+                raise BlockNotFound(
+                    f"The vector {injection.vector[:12]} cannot be used at block {block}; this "
+                    f"model has {self._table.blocks} blocks."
+                )
+            edit = edit_of(
+                injection.operator,
+                vector.directions[block],
+                vector.mean_norms[block],
+                injection.dose,
+            )
+            by_block.setdefault(block, []).append(edit)
+        return {block: combine(edits) for block, edits in sorted(by_block.items())}
+
+    def _write(self, row: int, edits: dict[int, Edit]) -> None:
+        table = self._table
+        _put(table.add_LRD, row, {b: e.add_D for b, e in edits.items()})
+        if row < table.projecting:
+            assert table.read_LPD is not None
+            assert table.write_LPD is not None
+            assert table.keep_LP is not None
+            _put(table.read_LPD, row, {b: e.read_D for b, e in edits.items()})
+            _put(table.write_LPD, row, {b: e.write_D for b, e in edits.items()})
+            keep = [float(b in edits and edits[b].keep_norm) for b in range(table.blocks)]
+            table.keep_LP[:, row] = torch.tensor(keep).to(table.keep_LP)
+        self.loaded += 1
+
+    def clear(self) -> None:
+        """Forget every row that nobody uses, as when vectors were removed from the library."""
+        for key in [k for k, row in self._rows.items() if not self._users[row]]:
+            self._free.append(self._rows.pop(key))
+
+
+def _put(table_LRD: Tensor, row: int, values: dict[int, Tensor | None]) -> None:
+    """Fill one row at all blocks by one copy; blocks without a value become zero."""
+    blocks, _, width = table_LRD.shape
+    row_LD = torch.zeros(blocks, width)
+    for block, value_D in values.items():
+        if value_D is not None:
+            row_LD[block] = value_D
+    table_LRD[:, row] = row_LD.to(table_LRD)

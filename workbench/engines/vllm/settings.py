@@ -1,0 +1,49 @@
+"""How the plugin is set, by environment variables that reach every process of vLLM."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+
+from vectors.errors import InputError
+
+__all__ = ["OPERATORS", "ROWS", "Settings"]
+
+ROWS = "WORKBENCH_ROWS"
+OPERATORS = "WORKBENCH_OPERATORS"
+PROJECTING = 32
+DEFAULT_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compiled into the model.
+
+    Args:
+        rows: most distinct (steering, phase) pairs at once.
+        operators: whether rows can project, clamp and turn; additions alone are cheaper.
+        projecting: how many rows can.
+    """
+
+    rows: int = DEFAULT_ROWS
+    operators: bool = True
+    projecting: int = PROJECTING
+
+    @classmethod
+    def of_environment(cls) -> Settings:
+        """Read `WORKBENCH_ROWS` and `WORKBENCH_OPERATORS` (`all` or `add`).
+
+        Raises:
+            InputError: a value that is neither.
+        """
+        rows = os.environ.get(ROWS, str(DEFAULT_ROWS))
+        operators = os.environ.get(OPERATORS, "all")
+        if not rows.isdigit() or not 1 <= int(rows) <= 100_000:
+            raise InputError(f"{ROWS} must be a number from 1 to 100000, not {rows[:40]!r}.")
+        if operators not in ("all", "add"):
+            raise InputError(f"{OPERATORS} must be 'all' or 'add', not {operators[:40]!r}.")
+        return cls(int(rows), operators == "all")
+
+    def salt(self) -> dict[str, object]:
+        """What vLLM's compile cache must tell apart."""
+        return {"edit": 1, **asdict(self)}
