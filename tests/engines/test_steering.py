@@ -5,95 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests_support.toys import BLOCKS, KINDS, TOKENS, VECTORS, WIDTH, make
 from torch import nn
 
 from vectors.errors import BackendUnavailable, ModelNotSupported, SteeringNotApplied
-from vectors.steering.controls import random_direction
-from vectors.steering.operators import apply_edit, combine, edit_of, expand_rows
-from vectors.types import Phase, SteeringVector
+from vectors.steering.operators import apply_edit, combine, edit_of
+from vectors.types import Phase
 from workbench.engines.vllm import edit
 from workbench.engines.vllm.edit import EditTable
-from workbench.engines.vllm.rows import RowBank
 from workbench.engines.vllm.selftest import SelfTest
 from workbench.engines.vllm.spec import STEER, STEER_ID, Injection, Resolved
-from workbench.engines.vllm.steering import Steering
-
-WIDTH, BLOCKS, TOKENS = 12, 3, 32
-VECTORS = {
-    name: SteeringVector(
-        "0" * 64,
-        {b: random_direction(WIDTH, 10 * n + b) for b in range(BLOCKS)},
-        dict.fromkeys(range(BLOCKS), 2.0),
-        1,
-    )
-    for n, name in enumerate("abcdefgh")
-}
-
-
-class Whole(nn.Module):
-    """A layer that returns the residual stream."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mlp = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, h):
-        return h + torch.tanh(self.mlp(h))
-
-
-class Split(nn.Module):
-    """A layer that returns `(hidden, residual)`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mlp = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, hidden, residual):
-        residual = hidden if residual is None else hidden + residual
-        return torch.tanh(self.mlp(residual)), residual
-
-
-class SplitChild(Split):
-    """A layer that calls the forward of a class that is itself steered."""
-
-    def forward(self, hidden, residual):
-        return super().forward(hidden, residual)
-
-
-class Toy(nn.Module):
-    def __init__(self, kinds):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.ModuleList(kind() for kind in kinds)
-
-    def forward(self, h):
-        residual = None
-        for layer in self.layers:
-            if isinstance(layer, Whole):
-                h = layer(h)
-            else:
-                h, residual = layer(h, residual)
-        return h if residual is None else h + residual
-
-
-KINDS = {"whole": [Whole] * 3, "split": [Split] * 3, "mixed": [Split, SplitChild, Split]}
-
-
-def make(kinds="whole", *, rows=9, projecting=4, eager=False, slots=6):
-    toy = Toy(KINDS[kinds])
-    table = EditTable.make(
-        BLOCKS,
-        rows,
-        WIDTH,
-        TOKENS,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        projecting=projecting,
-        eager=eager,
-    )
-    edit.attach(toy.layers, table)
-    bank = RowBank(table, VECTORS.__getitem__)
-    return toy, Steering(table, bank, slots, expand_rows)
 
 
 def steer(*terms, start=0):
@@ -195,7 +116,7 @@ def test_when_the_last_steered_request_has_gone_nothing_is_steered():
 
 
 def test_rows_are_shared_reused_and_never_short_of_reason():
-    _, steering = make(rows=4, projecting=2, slots=9)
+    _, steering = make(rows=5, projecting=2, slots=9)
     bank = steering.bank
     keys = {v: (Injection(v, 0, 1.0, Phase.ALL),) for v in VECTORS}
     rows = {v: bank.acquire(keys[v]) for v in "abc"}
@@ -218,10 +139,13 @@ def test_a_row_that_is_replaced_keeps_nothing_of_what_it_held():
     bank, table = steering.bank, steering.table
     row = bank.acquire((Injection("a", 0, 1.0, Phase.ALL, "turn"),))
     bank.release(row)
-    assert bank.acquire((Injection("b", 2, 1.0, Phase.ALL),)) == row
+    assert bank.acquire((Injection("b", 2, 1.0, Phase.ALL, "clamp"),)) == row
     assert not table.add_LRD[:2, row].any() and not table.keep_LP[:, row].any()
-    assert not table.read_LPD[:, row].any()
     torch.testing.assert_close(table.add_LRD[2, row], VECTORS["b"].addition(2, 1.0))
+    bank.release(row)
+    assert bank.acquire((Injection("c", 0, 1.0, Phase.ALL, "turn"),)) == row
+    assert not table.read_LPD[:, row].any() and not table.write_LPD[:, row].any()
+    assert table.keep_LP[:, row].tolist() == [1, 0, 0]
 
 
 def test_random_lives_leak_no_row():

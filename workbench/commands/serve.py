@@ -39,7 +39,7 @@ def serve(
     ] = False,
     rows: Annotated[
         int | None,
-        typer.Option(help="Most different steerings at once.", min=1, max=100_000),
+        typer.Option(help="Most different steerings at once.", min=2, max=100_000),
     ] = None,
     operators: Annotated[
         Operators | None,

@@ -31,17 +31,16 @@ def attach_steering(model: Any, config: Any, device: torch.device) -> Steering:
     layers = decoder_blocks(model)
     scheduler = config.scheduler_config
     slots = scheduler.max_num_seqs
-    # A request needs at most one row a phase, so that many rows are never short.
-    rows = 1 + min(settings.rows or 2 * slots, 2 * slots)
+    adding, projecting = settings.capacity(slots)
     table = EditTable.make(
         len(layers),
-        rows,
+        1 + projecting + adding,
         config.model_config.get_hidden_size(),
         # Longer than any batch: a compiler must not take "all of it" for a fixed size.
         max(scheduler.max_num_batched_tokens, slots) + 1,
         dtype=config.model_config.dtype,
         device=device,
-        projecting=min(rows, 1 + settings.projecting) if settings.operators else 0,
+        projecting=1 + projecting if projecting else 0,
         eager=config.model_config.enforce_eager,
     )
     edit.attach(layers, table)

@@ -12,9 +12,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vectors.errors import WorkbenchError
+from vectors.errors import GrammarError, WorkbenchError
 from vectors.store import Library
-from workbench.engines.vllm.spec import STEER, receipt_id, resolve_request
+from workbench.engines.vllm.settings import Settings
+from workbench.engines.vllm.spec import STEER, Resolved, receipt_id, resolve_request
 
 __all__ = ["LIBRARY", "install"]
 
@@ -32,6 +33,8 @@ def install() -> None:
         return
     library = Library(Path(os.environ[LIBRARY]))
     base = os.environ[BASE]
+    settings = Settings.of_environment()
+    _refuse_beam_search()
 
     @functools.wraps(original)
     def process_inputs(
@@ -43,6 +46,7 @@ def install() -> None:
         try:
             receipt_id(extra)
             resolved = resolve_request(extra[STEER], library, base)
+            _check_operators(resolved, settings)
         except WorkbenchError as error:
             raise VLLMValidationError(str(error), parameter=STEER) from error
         params.extra_args = {**extra, STEER: resolved.to_json()}
@@ -53,6 +57,36 @@ def install() -> None:
 
     process_inputs.workbench = True  # type: ignore[attr-defined]
     InputProcessor.process_inputs = process_inputs
+
+
+def _check_operators(resolved: Resolved, settings: Settings) -> None:
+    others = {i.operator for i in resolved.injections} - {"add"}
+    if others and not settings.operators:
+        raise GrammarError(
+            f"This engine was started for the operator 'add' alone, so '{min(others)}' is not "
+            "possible; start it with --operators all."
+        )
+
+
+def _refuse_beam_search() -> None:
+    """vLLM drops a request's extra arguments there, and the reply would not be steered."""
+    from vllm.entrypoints.openai.chat_completion import protocol as chat  # noqa: PLC0415
+    from vllm.entrypoints.openai.completion import protocol as completion  # noqa: PLC0415
+    from vllm.exceptions import VLLMValidationError  # noqa: PLC0415
+
+    for cls in (chat.ChatCompletionRequest, completion.CompletionRequest):
+        original: Any = cls.to_beam_search_params
+
+        @functools.wraps(original)
+        def refuse(self: Any, *args: Any, original: Any = original, **kw: Any) -> Any:
+            if STEER in (self.vllm_xargs or {}):
+                raise VLLMValidationError(
+                    "Steering does not work with beam search; leave 'use_beam_search' out.",
+                    parameter=STEER,
+                )
+            return original(self, *args, **kw)
+
+        cls.to_beam_search_params = refuse
 
 
 def salted(salt: str | None, digest: str) -> str:

@@ -29,9 +29,16 @@ def register() -> None:
     from workbench.engines.vllm import versions  # noqa: PLC0415  # vLLM is importable here
 
     versions.check_version()
-    from workbench.engines.vllm import compiling, frontend, runner_v1, worker  # noqa: PLC0415
+    from workbench.engines.vllm import (  # noqa: PLC0415
+        admission,
+        compiling,
+        frontend,
+        runner_v1,
+        worker,
+    )
 
     frontend.install()
+    admission.install()
     compiling.install()
     runner_v1.install()
     if versions.has_runner_v2():

@@ -33,8 +33,11 @@ class RowBank:
         self._users: Counter[int] = Counter()
         self._blocks: dict[int, tuple[int, ...]] = {}
         self._live: Counter[int] = Counter()
-        # The low rows can hold every operator, so additions take the high ones first.
-        self._free = list(range(1, table.rows))
+        # The low rows, which can hold every operator, are kept for those that need them, so that
+        # how many fit is a matter of counting (see `admission`).
+        first = max(1, table.projecting)
+        self._limits = {False: range(1, first), True: range(first, table.rows)}
+        self._free = {adds: list(limit) for adds, limit in self._limits.items()}
         self.loaded = 0
 
     @property
@@ -46,7 +49,7 @@ class RowBank:
         """Return the row that does `key`; row 0 where it does nothing. Pair with `release`.
 
         Raises:
-            BackendUnavailable: every row is in use, or the engine was started for additions alone.
+            BackendUnavailable: every row is in use.
             NameNotFound, StoreCorrupt, BlockNotFound, ShapeMismatch: a vector that cannot be used.
         """
         if not key:
@@ -81,23 +84,15 @@ class RowBank:
             self._table.live.update(block for block, n in self._live.items() if n)
 
     def _place(self, adds_only: bool) -> int:
-        limit = self._table.rows if adds_only else self._table.projecting
-        if limit <= 1 and not adds_only:
-            raise BackendUnavailable(
-                "This engine was started for the operator 'add' alone; start it with "
-                "--operators all."
-            )
-        fits = [row for row in self._free if row < limit]
-        if fits:
-            row = max(fits) if adds_only else min(fits)
-            self._free.remove(row)
-            return row
+        limit = self._limits[adds_only]
+        if self._free[adds_only]:
+            return self._free[adds_only].pop()
         for key, row in self._rows.items():
-            if row < limit and not self._users[row]:
+            if row in limit and row not in self._users:
                 del self._rows[key]
                 return row
         raise BackendUnavailable(
-            f"All {limit - 1} rows of the steering table are in use by other requests; send the "
+            f"All {len(limit)} rows of the steering table are in use by other requests; send the "
             "request again, or start the engine with more --rows."
         )
 
@@ -140,8 +135,9 @@ class RowBank:
 
     def clear(self) -> None:
         """Forget every row that nobody uses, as when vectors were removed from the library."""
-        for key in [k for k, row in self._rows.items() if not self._users[row]]:
-            self._free.append(self._rows.pop(key))
+        for key in [k for k, row in self._rows.items() if row not in self._users]:
+            row = self._rows.pop(key)
+            self._free[row in self._limits[True]].append(row)
 
 
 def _put(table_LRD: Tensor, row: int, values: dict[int, Tensor | None]) -> None:

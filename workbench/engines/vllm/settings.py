@@ -20,9 +20,9 @@ class Settings:
     """What is compiled into the model.
 
     Args:
-        rows: most distinct (steering, phase) pairs at once.
-        operators: whether rows can project, clamp and turn; additions alone are cheaper.
-        projecting: how many rows can.
+        rows: most distinct (steering, phase) pairs at once that only add.
+        operators: whether there are rows that can do more; additions alone are cheaper.
+        projecting: how many of those there are.
     """
 
     rows: int = DEFAULT_ROWS
@@ -38,11 +38,20 @@ class Settings:
         """
         rows = os.environ.get(ROWS, str(DEFAULT_ROWS))
         operators = os.environ.get(OPERATORS, "all")
-        if not rows.isdigit() or not 1 <= int(rows) <= 100_000:
-            raise InputError(f"{ROWS} must be a number from 1 to 100000, not {rows[:40]!r}.")
+        # One request alone can need a row for its prompt and another for its decoding.
+        if not rows.isdigit() or not 2 <= int(rows) <= 100_000:
+            raise InputError(f"{ROWS} must be a number from 2 to 100000, not {rows[:40]!r}.")
         if operators not in ("all", "add"):
             raise InputError(f"{OPERATORS} must be 'all' or 'add', not {operators[:40]!r}.")
         return cls(int(rows), operators == "all")
+
+    def capacity(self, requests: int) -> tuple[int, int]:
+        """How many rows for additions and for the rest, where so many requests can run at once.
+
+        A request needs at most two rows, so that twice as many are never short.
+        """
+        most = 2 * requests
+        return min(self.rows, most), min(self.projecting, most) if self.operators else 0
 
     def salt(self) -> dict[str, object]:
         """What vLLM's compile cache must tell apart."""

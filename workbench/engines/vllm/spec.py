@@ -65,10 +65,20 @@ class Resolved:
 
     @classmethod
     def from_json(cls, text: str) -> Resolved:
-        """The inverse of `to_json`."""
-        read = json.loads(text)
-        terms = (Injection(v, int(b), float(d), Phase(p), o) for v, b, d, p, o in read["terms"])
-        return cls(tuple(terms), int(read["start"]))
+        """The inverse of `to_json`.
+
+        Raises:
+            GrammarError: a text that our front end has not made.
+        """
+        try:
+            read = json.loads(text)
+            terms = [Injection(v, int(b), float(d), Phase(p), o) for v, b, d, p, o in read["terms"]]
+            return cls(tuple(terms), int(read["start"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise GrammarError(
+                f"The engine got steering that its front end has not resolved ({text[:60]!r}); send "
+                "requests through vLLM's own server or LLM class."
+            ) from error
 
     @property
     def digest(self) -> str:

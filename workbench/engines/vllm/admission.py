@@ -1,0 +1,147 @@
+"""Hold back a request for which the workers would have no row, until another one has ended.
+
+The scheduler's process counts rows as the workers do (`rows.RowBank`): equal steering shares one, and
+a row is in use until the last request with it has ended. So no worker ever runs out of rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+from vectors.errors import GrammarError
+from vectors.types import Phase
+from workbench.engines.vllm.settings import Settings
+from workbench.engines.vllm.spec import STEER, Injection, Resolved
+
+__all__ = ["Admission", "install"]
+
+Key = tuple[Injection, ...]
+
+
+class Admission:
+    """Counts rows in use: `adding` that only add, and `projecting` that can do every operator."""
+
+    def __init__(self, adding: int, projecting: int) -> None:
+        self._limits = {True: adding, False: projecting}
+        self._users: Counter[Key] = Counter()
+        self._used = {True: 0, False: 0}
+        self._keys: dict[str, tuple[Key, ...]] = {}
+        self.held: OrderedDict[str, Any] = OrderedDict()
+
+    def admit(self, request: str, steer: str | None) -> bool:
+        """Count the request's rows in, or say that it has to wait."""
+        if not steer:
+            return True
+        try:
+            resolved = Resolved.from_json(steer)
+        except GrammarError:
+            return True  # the worker refuses it, and its receipt says why
+        keys = {resolved.at(phase) for phase in (Phase.PROMPT, Phase.DECODE)} - {()}
+        new = Counter(_adds(key) for key in keys if key not in self._users)
+        if any(self._used[adds] + n > self._limits[adds] for adds, n in new.items()):
+            return False
+        for adds, n in new.items():
+            self._used[adds] += n
+        self._users.update(keys)
+        self._keys[request] = tuple(keys)
+        return True
+
+    def leave(self, request: str) -> None:
+        """The request has ended; unknown ones were not steered."""
+        for key in self._keys.pop(request, ()):
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key]
+                self._used[_adds(key)] -= 1
+
+    def may_enter(self, request: str, steer: str | None) -> bool:
+        """Whether a request goes straight in: it was let in before, or has a row and no queue."""
+        if not steer or request in self._keys:
+            return True
+        return not self.held and self.admit(request, steer)
+
+    def next(self) -> Any:
+        """The request that has waited longest, if it may go now; nobody overtakes it."""
+        name, request = next(iter(self.held.items()), ("", None))
+        if request is None or not self.admit(name, steer_of(request)):
+            return None
+        return self.held.pop(name)
+
+    def drop(self, requests: Iterable[str] | None) -> None:
+        """Forget held requests that were cancelled; None means all."""
+        for request in list(self.held) if requests is None else requests:
+            self.held.pop(request, None)
+
+
+def _adds(key: Key) -> bool:
+    return all(injection.operator == "add" for injection in key)
+
+
+def steer_of(request: Any) -> str | None:
+    """What a request of vLLM's scheduler is steered by."""
+    params = request.sampling_params
+    return ((params.extra_args if params is not None else None) or {}).get(STEER)
+
+
+def install() -> None:
+    """Wrap the scheduler's methods, once."""
+    from vllm.v1.core.sched.scheduler import Scheduler  # noqa: PLC0415
+
+    wrappers = {
+        "add_request": _add_request,
+        "schedule": _schedule,
+        "finish_requests": _finish_requests,
+        "_free_request": _free_request,
+    }
+    for name, around in wrappers.items():
+        original = getattr(Scheduler, name)
+        if not getattr(original, "workbench", False):
+            setattr(Scheduler, name, _wrapped(original, around))
+
+
+def _wrapped(original: Any, around: Any) -> Any:
+    @functools.wraps(original)
+    def wrapper(scheduler: Any, *args: Any, **kw: Any) -> Any:
+        return around(scheduler, original, *args, **kw)
+
+    wrapper.workbench = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _of(scheduler: Any) -> Admission:
+    found = getattr(scheduler, "workbench_admission", None)
+    if found is None:
+        slots = scheduler.scheduler_config.max_num_seqs
+        found = Admission(*Settings.of_environment().capacity(slots))
+        scheduler.workbench_admission = found
+    return found
+
+
+def _add_request(scheduler: Any, original: Any, request: Any) -> None:
+    if _of(scheduler).may_enter(request.request_id, steer_of(request)):
+        original(scheduler, request)
+    else:
+        _of(scheduler).held[request.request_id] = request
+
+
+def _schedule(scheduler: Any, original: Any, *args: Any, **kw: Any) -> Any:
+    while (request := _of(scheduler).next()) is not None:
+        scheduler.add_request(request)
+    return original(scheduler, *args, **kw)
+
+
+def _finish_requests(scheduler: Any, original: Any, request_ids: Any, *args: Any, **kw: Any) -> Any:
+    if isinstance(request_ids, str):
+        request_ids = (request_ids,)
+    elif request_ids is not None:
+        request_ids = list(request_ids)
+    _of(scheduler).drop(request_ids)
+    return original(scheduler, request_ids, *args, **kw)
+
+
+def _free_request(scheduler: Any, original: Any, request: Any, *args: Any, **kw: Any) -> Any:
+    _of(scheduler).leave(request.request_id)
+    return original(scheduler, request, *args, **kw)
