@@ -1,4 +1,4 @@
-"""Tiny seeded checkpoints that real engines load: a Llama, and a Qwen3.5 hybrid."""
+"""Tiny seeded checkpoints that real engines load: a Llama, other families, and a Qwen3.5 hybrid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-__all__ = ["TEMPLATE", "make_tiny_llama", "make_tokenizer"]
+__all__ = ["TEMPLATE", "make_family", "make_tiny_llama", "make_tokenizer"]
 
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 SETS = ("accepts-direction", "brief", "cheerful", "formal")
@@ -65,4 +65,46 @@ def make_tiny_llama(folder: Path, seed: int = 0) -> Path:
         initializer_range=0.15,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def make_family(kind: str, folder: Path) -> Path:
+    """Save a random model of another family, 4 blocks, D 64, without tokenizer; the hybrid in bf16."""
+    import transformers
+
+    torch.manual_seed(0)
+    shared = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "initializer_range": 0.15,
+    }
+    more: dict[str, dict[str, object]] = {
+        "Qwen2": {},
+        "Qwen3": {},
+        "Mistral": {"sliding_window": 48},
+        "Gemma": {},
+        "Gemma3": {"sliding_window": 48, "query_pre_attn_scalar": 32},
+        "Qwen3_5": {
+            # The CPU kernel for Gated DeltaNet takes no heads of 32.
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 64,
+            "linear_value_head_dim": 64,
+            "linear_conv_kernel_dim": 4,
+        },
+    }
+    text = "Text" if kind in ("Gemma3", "Qwen3_5") else ""
+    config = getattr(transformers, f"{kind}{text}Config")(**shared, **more[kind])
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     return folder

@@ -30,6 +30,7 @@ def register() -> None:
 
     versions.check_version()
     from workbench.engines.vllm import (  # noqa: PLC0415
+        absent,
         admission,
         compiling,
         frontend,
@@ -37,6 +38,7 @@ def register() -> None:
         worker,
     )
 
+    absent.install()
     frontend.install()
     admission.install()
     compiling.install()
