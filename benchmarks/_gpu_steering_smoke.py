@@ -1,6 +1,6 @@
 """Steering in real vLLM on a CUDA device: right first, then its cost per decode step.
 
-    python benchmarks/_gpu_steering_smoke.py [--runner v2|v1] [--hybrid] [--rounds 2] [--out FILE]
+    python benchmarks/_gpu_steering_smoke.py [--runner v2|v1] [--children check,baseline,plugin-add] [--out FILE]
 
 1. A small random model (8 blocks) in vLLM, compiled, with full CUDA graphs: a mixed batch of plain and
    steered requests, phases and operators; every token's log-probability is compared with plain
@@ -43,6 +43,7 @@ BIG = {
     "vocab_size": 151936,
 }
 STEPS = 128
+CHILDREN = ("check", "baseline", "plugin", "plugin-add")
 CASES = [
     "",
     "v0=1.0:3",
@@ -60,11 +61,17 @@ CASES = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runner", choices=["v2", "v1"], default="v2")
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("steering-smoke.jsonl"))
-    parser.add_argument("--child", choices=["check", "baseline", "plugin", "plugin-add"])
+    parser.add_argument(
+        "--children",
+        default=",".join(["check", *["baseline", "plugin", "plugin-add"] * 2]),
+        help="which to run, in this order: check, baseline, plugin (all operators), plugin-add",
+    )
+    parser.add_argument("--child", choices=CHILDREN)
     parser.add_argument("--work", type=Path)
     given = parser.parse_args()
+    if wrong := set(given.children.split(",")) - set(CHILDREN):
+        parser.error(f"--children knows {', '.join(CHILDREN)}, not {', '.join(sorted(wrong))}")
     if given.child == "check":
         check(given.work)
     elif given.child:
@@ -77,8 +84,7 @@ def parent(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         prepare(work)
-        children = ["check", *["baseline", "plugin", "plugin-add"] * given.rounds]
-        for child in children:
+        for child in given.children.split(","):
             environment = child_environment(child, work, given.runner)
             command = [sys.executable, __file__, "--child", child, "--work", folder]
             command += ["--out", str(given.out.resolve()), "--runner", given.runner]
@@ -89,7 +95,8 @@ def parent(given: argparse.Namespace) -> None:
             )
             if done.returncode:
                 sys.exit(1)
-        table(given.out)
+        if given.out.exists():
+            table(given.out)
 
 
 def prepare(work: Path) -> None:
@@ -205,24 +212,28 @@ def check(work: Path) -> None:
     ]
     alone = [ask([n])[0] for n in range(len(CASES))]
     reference = Reference(made.to("cuda"), work)
-    bad = 0
-    print(f"{'case':64} {'worst':>7} {'median':>7} {'unsteered':>9} {'alone':>6}  receipt")
-    for n, (text, one, single) in enumerate(zip(CASES, together, alone, strict=True)):
+    errors, wrong = [], []
+    for n, (text, one) in enumerate(zip(CASES, together, strict=True)):
         ids = list(one.outputs[0].token_ids)
         ours = [row[t].logprob for row, t in zip(one.outputs[0].logprobs, ids, strict=True)]
-        theirs = reference.logprobs(prompts[n], ids, text)
-        plain = reference.logprobs(prompts[n], ids, "")
-        errors = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-        wrong = [abs(a - b) for a, b in zip(ours, plain, strict=True)]
-        same = ids == list(single.outputs[0].token_ids)
-        worst, median = max(errors), statistics.median(errors)
-        right = median < 0.03 and worst < 0.3
+        for found, how in ((errors, text), (wrong, "")):
+            theirs = reference.logprobs(prompts[n], ids, how)
+            found.append([abs(a - b) for a, b in zip(ours, theirs, strict=True)])
+    # What rounding alone does, on this device and in this dtype, the unsteered cases show.
+    rounding = max(statistics.median(e) for e, text in zip(errors, CASES, strict=True) if not text)
+    bad = 0
+    print(f"{'case':64} {'worst':>7} {'median':>7} {'unsteered':>9} {'alone':>6}  receipt")
+    for n, text in enumerate(CASES):
+        worst, median = max(errors[n]), statistics.median(errors[n])
+        unsteered = statistics.median(wrong[n])
+        same = together[n].outputs[0].token_ids == alone[n].outputs[0].token_ids
+        right = median <= 1.5 * rounding and worst < 0.5
         if text:
-            right &= statistics.median(wrong) > 5 * median and receipts[n]["least"] > 0
+            right &= unsteered > 5 * median and receipts[n]["least"] > 0
         bad += not right
         flag = "" if right else "   WRONG"
         print(
-            f"{text[:64]:64} {worst:7.3f} {median:7.4f} {statistics.median(wrong):9.3f} "
+            f"{text[:64]:64} {worst:7.3f} {median:7.4f} {unsteered:9.3f} "
             f"{same!s:>6}  {receipts[n]}{flag}"
         )
     if bad:
