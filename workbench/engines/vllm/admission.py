@@ -70,10 +70,10 @@ class Admission:
             return None
         return self.held.pop(name)
 
-    def drop(self, requests: Iterable[str] | None) -> None:
-        """Forget held requests that were cancelled; None means all."""
-        for request in list(self.held) if requests is None else requests:
-            self.held.pop(request, None)
+    def drop(self, requests: Iterable[str] | None) -> list[Any]:
+        """Let go of held requests that were cancelled; None means all."""
+        names = list(self.held) if requests is None else requests
+        return [self.held.pop(name) for name in names if name in self.held]
 
 
 def _adds(key: Key) -> bool:
@@ -138,7 +138,9 @@ def _finish_requests(scheduler: Any, original: Any, request_ids: Any, *args: Any
         request_ids = (request_ids,)
     elif request_ids is not None:
         request_ids = list(request_ids)
-    _of(scheduler).drop(request_ids)
+    # Whoever waits for the end of a held request hears of it from vLLM, which has to know it first.
+    for request in _of(scheduler).drop(request_ids):
+        type(scheduler).add_request.__wrapped__(scheduler, request)
     return original(scheduler, request_ids, *args, **kw)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import time
@@ -116,6 +117,7 @@ class VllmEngine:
             ) as reply:
                 if reply.status_code != 200:
                     reply.read()
+                    self._explain(request.steer, receipt)
                     raise _refusal(reply)
                 weights = reply.headers.get(HEADER, BASE_WEIGHTS)
                 for event in _events(reply):
@@ -124,6 +126,7 @@ class VllmEngine:
                         break
                     chunk = json.loads(event)
                     if "error" in chunk:
+                        self._explain(request.steer, receipt)
                         raise EngineFailed(f"The engine stopped: {chunk['error']['message'][:300]}")
                     tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
                     for choice in chunk.get("choices", []):
@@ -151,7 +154,7 @@ class VllmEngine:
             started = time.monotonic()
             receipt = secrets.token_hex(12)
             body = request_body(request, self.model, stream=False, receipt=receipt)
-            answer, weights = self._post("/v1/chat/completions", body, request.weights)
+            answer, weights = self._post("/v1/chat/completions", body, request.weights, receipt)
             choice = answer["choices"][0]
             proof = self._prove(request.steer, receipt)
             seconds = time.monotonic() - started
@@ -209,7 +212,7 @@ class VllmEngine:
             }
             if steer:
                 body["vllm_xargs"] = {STEER: steer, STEER_ID: receipt}
-            answer, _ = self._post("/v1/completions", body, weights)
+            answer, _ = self._post("/v1/completions", body, weights, receipt)
             self._prove(steer, receipt)
             rows = sorted(answer["choices"], key=lambda choice: choice["index"])
             return [
@@ -222,14 +225,26 @@ class VllmEngine:
 
     # -- underneath -----------------------------------------------------------------------------
 
-    def _post(self, path: str, body: dict[str, Any], weights: str) -> tuple[dict[str, Any], str]:
+    def _post(
+        self, path: str, body: dict[str, Any], weights: str, receipt: str
+    ) -> tuple[dict[str, Any], str]:
         try:
             reply = self._http.post(path, json=body, headers=_weights(weights))
         except httpx.HTTPError as error:
             raise _lost(error, "") from error
         if reply.status_code != 200:
+            self._explain(body.get("vllm_xargs", {}).get(STEER, ""), receipt)
             raise _refusal(reply)
         return reply.json(), reply.headers.get(HEADER, BASE_WEIGHTS)
+
+    def _explain(self, steer: str, receipt: str) -> None:
+        """Tell why a worker ended a request, where its receipt knows; vLLM's own words do not."""
+        if not steer:
+            return
+        with contextlib.suppress(httpx.HTTPError, ValueError):
+            problem = self._http.get(f"{RECEIPTS}/{receipt}").json().get("problem")
+            if problem:
+                raise SteeringNotApplied(f"'{steer}' was not applied: {problem}")
 
     def _prove(self, steer: str, receipt: str, cancelled: bool = False) -> Receipt | None:
         """Fetch the receipt, and fail where steering was asked for and nothing was steered."""

@@ -37,8 +37,8 @@ class EditTable:
         row_of_token_T: int32, for the tokens of this step.
         read_LPD, write_LPD, keep_LP: `u`, `w` and whether the norm is kept, for the rows below P;
             None where the engine was started for additions alone.
-        live: in eager mode the blocks that have work to do; None under a compiler or CUDA graphs,
-            which run the edit whether or not there is work.
+        live: in eager mode the blocks that have work to do, and whether that is more than adding;
+            None under a compiler or CUDA graphs, which run the edit whether or not there is work.
     """
 
     add_LRD: Tensor
@@ -46,7 +46,7 @@ class EditTable:
     read_LPD: Tensor | None = None
     write_LPD: Tensor | None = None
     keep_LP: Tensor | None = None
-    live: set[int] | None = None
+    live: dict[int, bool] | None = None
 
     @classmethod
     def make(
@@ -65,7 +65,7 @@ class EditTable:
         table = cls(
             torch.zeros(blocks, rows, width, dtype=dtype, device=device),
             torch.zeros(tokens, dtype=torch.int32, device=device),
-            live=set() if eager else None,
+            live={} if eager else None,
         )
         if projecting:
             shape = (blocks, projecting, width)
@@ -152,7 +152,8 @@ def _edit(layer: Any, output: Any) -> Any:
 def _edited(layer: Any, stream_TD: Tensor, other_TD: Tensor | None) -> Tensor:
     row_T = layer.workbench_row_of_token_T[: stream_TD.shape[0]]
     add_TD = embedding(row_T, layer.workbench_add_RD)
-    if layer.workbench_read_PD is None:
+    live = layer.workbench_live
+    if layer.workbench_read_PD is None or (live is not None and not live[layer.workbench_block]):
         return stream_TD + add_TD
     projecting = layer.workbench_read_PD.shape[0]
     row_T = torch.where(row_T < projecting, row_T, 0)

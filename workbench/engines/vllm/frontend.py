@@ -45,12 +45,17 @@ def install() -> None:
             return original(self, request_id, prompt, params, *args, **kw)
         try:
             receipt_id(extra)
+            if kw.get("resumable"):
+                raise GrammarError(
+                    "Steering does not work with inputs that are streamed in; send the whole prompt."
+                )
             resolved = resolve_request(extra[STEER], library, base)
             _check_operators(resolved, settings)
         except WorkbenchError as error:
             raise VLLMValidationError(str(error), parameter=STEER) from error
-        params.extra_args = {**extra, STEER: resolved.to_json()}
         request = original(self, request_id, prompt, params, *args, **kw)
+        # vLLM has copied the parameters, which a caller may share among prompts.
+        request.sampling_params.extra_args = {**extra, STEER: resolved.to_json()}
         if resolved.injections:
             request.cache_salt = salted(request.cache_salt, resolved.digest)
         return request

@@ -34,6 +34,7 @@ def register() -> None:
         admission,
         compiling,
         frontend,
+        refusal,
         runner_v1,
         worker,
     )
@@ -41,6 +42,7 @@ def register() -> None:
     absent.install()
     frontend.install()
     admission.install()
+    refusal.install()
     compiling.install()
     runner_v1.install()
     if versions.has_runner_v2():

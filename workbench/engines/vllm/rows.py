@@ -33,6 +33,7 @@ class RowBank:
         self._users: Counter[int] = Counter()
         self._blocks: dict[int, tuple[int, ...]] = {}
         self._live: Counter[int] = Counter()
+        self._projected: Counter[int] = Counter()
         # The low rows, which can hold every operator, are kept for those that need them, so that
         # how many fit is a matter of counting (see `admission`).
         first = max(1, table.projecting)
@@ -79,9 +80,10 @@ class RowBank:
     def _count(self, row: int, by: int) -> None:
         for block in self._blocks[row]:
             self._live[block] += by
+            self._projected[block] += by * (row < self._table.projecting)
         if self._table.live is not None:
             self._table.live.clear()
-            self._table.live.update(block for block, n in self._live.items() if n)
+            self._table.live.update({b: self._projected[b] > 0 for b, n in self._live.items() if n})
 
     def _place(self, adds_only: bool) -> int:
         limit = self._limits[adds_only]

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from workbench.engines.vllm.attach import attach_steering
+from workbench.engines.vllm.refusal import wrap_sampling
 from workbench.engines.vllm.steering import Steering
 
 __all__ = ["install", "paths"]
@@ -24,6 +25,7 @@ def install() -> None:
     _wrap(GPUModelRunner, "_update_states", _update_states)
     _wrap(GPUModelRunner, "_prepare_inputs", _prepare_inputs)
     _wrap(GPUModelRunner, "_dummy_run", _dummy_run)
+    wrap_sampling(GPUModelRunner, lambda runner: getattr(runner, "workbench_steering", None))
     try:
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner  # noqa: PLC0415
     except ImportError:

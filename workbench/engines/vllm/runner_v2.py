@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from workbench.engines.vllm.attach import attach_steering
+from workbench.engines.vllm.refusal import wrap_sampling
 from workbench.engines.vllm.steering import Steering
 
 __all__ = ["install", "paths"]
@@ -37,6 +38,10 @@ def install() -> None:
 
     init_model_state.workbench = True  # type: ignore[attr-defined]
     model_runner.init_model_state = init_model_state
+    wrap_sampling(
+        model_runner.GPUModelRunner,
+        lambda runner: getattr(runner.model_state, "workbench_steering", None),
+    )
 
 
 @functools.cache

@@ -90,7 +90,7 @@ class SelfTest:
         live = self.table.live
         try:
             if live is not None:
-                live.update(blocks)
+                live.update(dict.fromkeys(blocks, self.table.projecting > 0))
             for chunk in chunks:
                 stream_error = max(stream_error, self._check_streams(chunk, norms))
                 for name, error in self._check_paths(chunk, norms).items():

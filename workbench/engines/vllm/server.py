@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from vectors.errors import BackendUnavailable, EngineFailed
 from workbench.engines.vllm.registration import Registration, find, read, write
+from workbench.engines.vllm.settings import has_cuda
 from workbench.engines.vllm.watchdog import mark
 from workbench.models.catalog import Model
 from workbench.settings import Home
@@ -152,7 +153,7 @@ def need_memory(model: Model) -> None:
     """Refuse a model that would not fit, before the machine swaps itself to death."""
     free = psutil.virtual_memory().available
     need = int(model.bytes * (2.2 if _cpu_dtype(model) == "float32" else 1.3)) + (2 << 30)
-    if _has_cuda():
+    if has_cuda():
         return
     if free < need:
         raise BackendUnavailable(
@@ -175,7 +176,7 @@ def _command(model: Model, port: int) -> list[str]:
     ]
     command += ["--worker-extension-cls", "workbench.engines.vllm.worker.WorkbenchWorker"]
     command += ["--middleware", "workbench.engines.vllm.gate.WeightGate"]
-    if not _has_cuda():
+    if not has_cuda():
         # Compiling takes a CPU minutes and gains it little.
         command += ["--enforce-eager", "--max-num-seqs", "64", "--dtype", _cpu_dtype(model)]
     return command
@@ -201,10 +202,6 @@ def _environment(home: Home, registration: Registration) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def _has_cuda() -> bool:
-    return Path("/proc/driver/nvidia/version").exists()
 
 
 def _cpu_dtype(model: Model) -> str:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from vectors.errors import InputError
 
-__all__ = ["OPERATORS", "ROWS", "Settings"]
+__all__ = ["OPERATORS", "ROWS", "Settings", "has_cuda"]
 
 ROWS = "WORKBENCH_ROWS"
 OPERATORS = "WORKBENCH_OPERATORS"
 PROJECTING = 32
 DEFAULT_ROWS = 512
+
+
+def has_cuda() -> bool:
+    """Whether this machine has an NVIDIA driver, asked without loading anything."""
+    return Path("/proc/driver/nvidia/version").exists()
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,14 @@ class Settings:
     def of_environment(cls) -> Settings:
         """Read `WORKBENCH_ROWS` and `WORKBENCH_OPERATORS` (`all` or `add`).
 
+        Under a compiler and CUDA graphs every step pays for what is compiled in, so there `add` is
+        the default; in eager mode only the steps that use an operator do.
+
         Raises:
             InputError: a value that is neither.
         """
         rows = os.environ.get(ROWS, str(DEFAULT_ROWS))
-        operators = os.environ.get(OPERATORS, "all")
+        operators = os.environ.get(OPERATORS, "add" if has_cuda() else "all")
         # One request alone can need a row for its prompt and another for its decoding.
         if not rows.isdigit() or not 2 <= int(rows) <= 100_000:
             raise InputError(f"{ROWS} must be a number from 2 to 100000, not {rows[:40]!r}.")

@@ -79,6 +79,7 @@ class Steering:
         self._parsed: OrderedDict[str, Resolved] = OrderedDict()
         self._proofs: OrderedDict[str, dict[str, _Proof]] = OrderedDict()
         self.probe: Tensor | None = None
+        self.refused: dict[str, str] = {}
 
     # -- requests come and go -------------------------------------------------------------------
 
@@ -104,6 +105,8 @@ class Steering:
             return
         receipt = (extra or {}).get(STEER_ID) or ""
         proof = self._rows(slot, steer, length, computed)
+        if proof.problem:
+            self.refused[request] = proof.problem
         proofs = self._proofs.setdefault(receipt, {}) if receipt else {}
         # Going on after a preemption keeps what was cached at first and how far it had come.
         before = proofs.get(request)
@@ -124,7 +127,7 @@ class Steering:
                 taken.append(self.bank.acquire(injections))
                 blocks.append(len({i.block for i in injections}))
         except WorkbenchError as error:
-            # The engine must live on; the receipt tells that this request was not steered.
+            # The engine must live on; this request alone ends with an error (see `refusal`).
             for row in taken:
                 self.bank.release(row)
             return _Proof(length, 0, (0, 0), (0, 0), computed, problem=str(error))

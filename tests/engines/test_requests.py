@@ -1,0 +1,146 @@
+"""What a client may send beside plain chats, on the real server: each steered right, or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import httpx
+import pytest
+import torch
+
+from vectors.errors import SteeringNotApplied
+from vectors.steering.controls import random_direction
+from vectors.types import SteeringVector
+from workbench.engines.base import Request, Sampling
+from workbench.engines.transformers import TransformersEngine
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_workbench):
+    base, width = tiny_workbench.model().base, tiny_workbench.model().width
+    for number, name in enumerate(("south", "west")):
+        directions = {b: random_direction(width, 100 * number + b + 7) for b in range(4)}
+        vector = SteeringVector(base, directions, dict.fromkeys(directions, 8.0), 2)
+        tiny_workbench.library.save_vector(name, vector)
+    # The front end cannot know that it does not fit; the worker does.
+    narrow = {b: random_direction(width // 2, b) for b in range(4)}
+    tiny_workbench.library.save_vector(
+        "narrow", SteeringVector(base, narrow, dict.fromkeys(narrow, 8.0), 2)
+    )
+    return tiny_workbench.engine()
+
+
+@pytest.fixture(scope="module")
+def post(engine, tiny_workbench):
+    """Send a body as any other client would; return status and answer."""
+    status = tiny_workbench.engine_status()
+    headers = {"authorization": engine._http.headers["authorization"]}
+
+    def send(path="/v1/completions", **body):
+        body = {"model": "tiny", "prompt": "Hello there", "max_tokens": 8, "temperature": 0} | body
+        if "messages" in body:
+            del body["prompt"]
+        return httpx.post(f"{status.url}{path}", json=body, headers=headers, timeout=300)
+
+    return send
+
+
+def receipt(engine, name):
+    return engine._http.get(f"/workbench/receipts/{name}").json()
+
+
+def texts(reply):
+    assert reply.status_code == 200, reply.text
+    return [choice["text"] for choice in reply.json()["choices"]]
+
+
+def test_each_of_n_completions_is_steered(engine, post):
+    plain, alone = (
+        texts(post())[0],
+        texts(post(vllm_xargs={"steer": "south=2"}))[0],
+    )
+    # vLLM takes n > 1 for sampling alone; among one token it leaves no choice.
+    sampled = {"n": 3, "temperature": 1, "top_k": 1}
+    several = texts(post(**sampled, vllm_xargs={"steer": "south=2", "steer_id": "three"}))
+    assert several == [alone] * 3 != [plain] * 3
+    proof = receipt(engine, "three")
+    assert proof["requests"] == 3 and proof["least"] > 8
+
+
+def test_a_batch_of_prompts_shares_its_steering(engine, post):
+    prompts = ["one", "two words", "and three words"]
+    together = texts(post(prompt=prompts, vllm_xargs={"steer": "west=2", "steer_id": "batch"}))
+    alone = [texts(post(prompt=p, vllm_xargs={"steer": "west=2"}))[0] for p in prompts]
+    assert together == alone and receipt(engine, "batch")["requests"] == 3
+
+
+def test_structured_output_is_steered_within_its_grammar(engine, post):
+    grammar = {"structured_outputs": {"regex": "[a-z]{12}"}, "max_tokens": 30}
+    plain = texts(post(**grammar))[0]
+    steered = texts(post(**grammar, vllm_xargs={"steer": "south=3", "steer_id": "regex"}))[0]
+    assert re.fullmatch("[a-z]{12}", plain) and re.fullmatch("[a-z]{12}", steered)
+    assert plain != steered and receipt(engine, "regex")["decode"] > 0
+
+
+def test_beam_search_is_refused_when_it_is_steered(post):
+    refused = post(use_beam_search=True, n=2, vllm_xargs={"steer": "south=1"})
+    assert refused.status_code == 400 and "leave 'use_beam_search' out" in refused.text
+
+
+@pytest.mark.parametrize(
+    "steer",
+    [
+        "south=1!ablate",
+        "south=0.6:1!clamp,west=-0.4:2",
+        "south=0.8:0-3!turn",
+        "south=0.5:0-3,west=0.7:1!ablate",
+        "south=1:2/prompt!ablate",
+        '{"terms": [{"name": "south", "dose": 1.0}], "start": 7}',
+        '{"terms": [{"name": "west", "dose": 1.0, "operator": "ablate", "blocks": [0, 3]}], "start": 3}',
+    ],
+)
+def test_every_operator_scores_as_in_transformers(engine, tiny_workbench, steer):
+    w = tiny_workbench
+    theirs = TransformersEngine(w.model(), w.library, w.home)
+    rng = torch.Generator().manual_seed(1)
+    pairs = [
+        tuple(torch.randint(4, 260, (n,), generator=rng).tolist() for n in lengths)
+        for lengths in ((5, 3), (40, 17))
+    ]
+    ours, wanted = engine.score(pairs, steer=steer), theirs.score(pairs, steer=steer)
+    assert ours == pytest.approx(wanted, abs=2e-2, rel=2e-4)
+    assert ours != pytest.approx(engine.score(pairs), abs=0.1), "it would pass unsteered"
+
+
+@pytest.mark.parametrize("steer", ["south=1:1/decode!ablate", "west=1.5:0-2/decode!turn"])
+def test_decoding_with_an_operator_says_what_transformers_says(engine, tiny_workbench, steer):
+    w = tiny_workbench
+    request = Request(({"role": "user", "content": "Hi"},), sampling=Sampling(12, 0.0))
+    steered = dataclasses.replace(request, steer=steer)
+    theirs = TransformersEngine(w.model(), w.library, w.home)
+    wanted = theirs.generate([steered])[0]
+    found = engine.generate([steered])[0]
+    assert found.text == wanted.text != engine.generate([request])[0].text
+    assert found.receipt.decode == wanted.receipt.decode
+
+
+def test_what_a_worker_cannot_steer_is_an_error_for_every_client(engine, post):
+    clean = texts(post())[0]
+    xargs = {"steer": "narrow=1", "steer_id": "narrow1"}
+    reply = post(vllm_xargs=xargs)
+    assert reply.status_code == 500 and "choices" not in reply.text
+    assert "width 32" in receipt(engine, "narrow1")["problem"]
+    streamed = post(vllm_xargs={"steer": "narrow=1"}, stream=True)
+    assert '"error"' in streamed.text and '"text":"' not in streamed.text.replace('"text":""', "")
+    several = post(n=2, temperature=1, vllm_xargs={"steer": "narrow=1"})
+    assert several.status_code == 500
+    with pytest.raises(SteeringNotApplied, match="width 32"):
+        engine.generate([Request(({"role": "user", "content": "x"},), "narrow=1")])
+    with pytest.raises(SteeringNotApplied, match="width 32"):
+        list(engine.stream(Request(({"role": "user", "content": "x"},), "narrow=1")))
+    with pytest.raises(SteeringNotApplied, match="width 32"):
+        engine.score([([5, 6], [7])], steer="narrow=1")
+    assert texts(post())[0] == clean, "the engine goes on"
