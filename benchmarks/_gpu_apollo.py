@@ -236,7 +236,7 @@ def milliseconds(call: Callable[[], Any], times: int = 10, warm: int = 3) -> flo
 
 def kernel_times(call: Callable[[], Any]) -> dict[str, float]:
     """Milliseconds of each kernel of ours in one call."""
-    from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415  # loads slowly
+    from torch.profiler import ProfilerActivity, profile  # loads slowly
 
     call()
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
@@ -363,7 +363,7 @@ def plain(layers: int, dense_ms: float | None) -> None:
         del adamw
     torch.cuda.empty_cache()
     with part("reference with stochastic rounding"):
-        import workbench.train.apollo as module  # noqa: PLC0415  # to take its kernels away
+        import workbench.train.apollo as module  # to take its kernels away
 
         chosen = module.steps_for
         module.steps_for = lambda *_: reference  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,6 +1,6 @@
 """Steering in real vLLM on a CUDA device: right first, then its cost per decode step.
 
-    python benchmarks/_gpu_steering_smoke.py [--runner v2|v1] [--children check,baseline,plugin-add] [--out FILE]
+    python benchmarks/_gpu_steering_smoke.py [--runner v2|v1] [--children check,baseline,plugin]
 
 1. A small random model (8 blocks) in vLLM, compiled, with full CUDA graphs: a mixed batch of plain and
    steered requests, phases and operators; every token's log-probability is compared with plain

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=220, help="GPU: begin no part after that")
     options, _ = parser.parse_known_args()
     if torch.cuda.is_available() and not options.cpu:
-        import _gpu_apollo  # noqa: PLC0415  # needs triton
+        import _gpu_apollo  # needs triton
 
         _gpu_apollo.main(options)
         return

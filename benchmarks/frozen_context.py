@@ -323,7 +323,7 @@ def not_compiled() -> Iterator[None]:
 
 def show_profile(name: str, replay: Callable[[], None]) -> None:
     """The kernels that take most of a replay."""
-    from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415  # loads slowly
+    from torch.profiler import ProfilerActivity, profile  # loads slowly
 
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         replay()
@@ -456,8 +456,8 @@ def random_model(kind: Any, config: Any) -> Any:
 
 def in_use() -> Any:
     """The model that the command line names, in float32."""
-    from workbench.models.loading import load_model  # noqa: PLC0415  # a GPU needs no model's files
-    from workbench.service import Workbench  # noqa: PLC0415
+    from workbench.models.loading import load_model  # a GPU needs no model's files
+    from workbench.service import Workbench
 
     return load_model(Workbench().model()).model
 

@@ -27,9 +27,13 @@ def ask(ids=SHORT, steer="", tokens=60, **more):
     return {"ids": ids, "steer": steer, "tokens": tokens, **more}
 
 
+# The same vector takes one row, so that these run together until the blocks are used up.
+CROWD = [ask(IDS[n : n + 60], steer) for n in (0, 60, 120) for steer in ("", "axis=2.0:0")]
 STEPS = {
     "plain": [ask()],
     **{steer: [ask(steer=steer)] for steer in STEERS},
+    "crowd": CROWD,
+    **{f"crowd {n}": [request] for n, request in enumerate(CROWD)},
     "together": [ask(steer=steer) for steer in STEERS],
     "shared": [ask(ids, "axis=2.0:0", share=True) for ids in (SHORT, IDS[20:40], SHORT)],
     "second": [ask(IDS[20:40], "axis=2.0:0")],
@@ -84,8 +88,15 @@ def test_the_selftest_ran_and_blocks_were_so_few_that_requests_were_preempted(fo
     assert found["preempted"] > 0
 
 
+def test_preempted_requests_go_on_as_alone(found):
+    steps = found["steps"]
+    alone = [steps[f"crowd {n}"][0]["ids"] for n in range(len(CROWD))]
+    assert [answer["ids"] for answer in steps["crowd"]] == alone
+    assert len({str(ids) for ids in alone}) == len(CROWD)
+
+
 def test_more_distinct_vectors_than_rows_each_as_alone(found):
-    """Eight steerings and two rows; preempted on the way, too."""
+    """Eight steerings and two rows."""
     steps = found["steps"]
     alone = [steps[steer][0]["ids"] for steer in STEERS]
     assert [answer["ids"] for answer in steps["together"]] == alone
@@ -121,8 +132,8 @@ def test_prompts_in_chunks_score_as_in_transformers(found, tiny_workbench):
     for steer in SCORED:
         wanted = theirs.score([(IDS[:100], IDS[100:])], steer=steer)[0]
         score = found["steps"][f"score {steer}"][0]["score"]
-        assert score == pytest.approx(wanted, rel=2e-4), steer
-        assert abs(score - plain) > 1, "it would pass unsteered"
+        assert score == pytest.approx(wanted, abs=0.05), steer
+        assert abs(score - plain) > 0.5, "it would pass unsteered"
 
 
 def test_a_vector_that_the_worker_misses_ends_the_request_and_leaves_no_block(found):

@@ -91,12 +91,8 @@ def step(llm: Any, requests: list[Any]) -> list[dict[str, Any]]:
             )
         )
     shared = all(request.get("share") for request in requests)
-    return [
-        told(request, out)
-        for request, out in zip(
-            requests, llm.generate(prompts, params[0] if shared else params, use_tqdm=False)
-        )
-    ]
+    answers = llm.generate(prompts, params[0] if shared else params, use_tqdm=False)
+    return [told(request, out) for request, out in zip(requests, answers, strict=True)]
 
 
 def told(request: dict[str, Any], out: Any) -> dict[str, Any]:

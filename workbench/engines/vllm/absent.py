@@ -37,7 +37,10 @@ def install() -> None:
 class _Absent(ModuleType):
     """A module that can be imported and not used."""
 
-    __path__: list[str] = []  # noqa: RUF012  # the attribute that makes it a package
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        # What makes it a package.
+        self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -50,7 +53,7 @@ class _Absent(ModuleType):
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    from transformers.utils import is_torchvision_available  # noqa: PLC0415
+    from transformers.utils.import_utils import is_torchvision_available  # noqa: PLC0415
 
     # transformers remembers this answer; it must be the true one.
     is_torchvision_available()

@@ -55,7 +55,9 @@ def install() -> None:
             raise VLLMValidationError(str(error), parameter=STEER) from error
         request = original(self, request_id, prompt, params, *args, **kw)
         # vLLM has copied the parameters, which a caller may share among prompts.
-        request.sampling_params.extra_args = {**extra, STEER: resolved.to_json()}
+        params = request.sampling_params
+        assert params is not None
+        params.extra_args = {**extra, STEER: resolved.to_json()}
         if resolved.injections:
             request.cache_salt = salted(request.cache_salt, resolved.digest)
         return request

@@ -49,12 +49,15 @@ def install() -> None:
         return
 
     @functools.wraps(original)
-    def update_from_output(self: Any, scheduler_output: Any, output: Any) -> Any:
-        refused = getattr(output, "workbench_refused", None)
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+        refused = getattr(model_runner_output, "workbench_refused", None)
         if not refused:
-            return original(self, scheduler_output, output)
+            return original(self, scheduler_output, model_runner_output)
         ended = [_end(self, name, why) for name, why in refused.items()]
-        return _tell(original(self, scheduler_output, output), [x for x in ended if x is not None])
+        return _tell(
+            original(self, scheduler_output, model_runner_output),
+            [x for x in ended if x is not None],
+        )
 
     update_from_output.workbench = True  # type: ignore[attr-defined]
     Scheduler.update_from_output = update_from_output
