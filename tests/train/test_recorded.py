@@ -87,6 +87,19 @@ def test_replayed_weights_are_those_of_plain_steps(model, soft: bool) -> None:
     assert (change - true).norm() < 0.05 * true.norm()
 
 
+def test_padded_states_are_those_of_the_context_that_was_last_filled_in(model) -> None:
+    (first, _), (second, _), *_ = steps(soft=False)
+    one, two = (
+        freeze_context(model, batch.context_ids_BP, batch.context_mask_BP).cache
+        for batch in (first, second)
+    )
+    own = one.padded(16)
+    for cache, lengths in ((two, [5, 8]), (two, [5, 8]), (one, [8, 3])):
+        own.fill(cache)
+        for found, true in zip(own.rows(lengths), cache.rows(lengths), strict=True):
+            assert all(torch.equal(found[name], true[name]) for name in true)
+
+
 def test_a_run_records_only_where_contexts_are_frozen(llama) -> None:
     made = [Decision(tuple(range(1, 8)), (3, 4)), Decision(tuple(range(9)), (5, 6, 7))]
     settings = {"loss": "tokens", "replay": 0.0, "batch": 1, "rank": 8, "passes": 3}

@@ -28,6 +28,7 @@ from vectors.errors import ModelNotSupported
 
 __all__ = ["FrozenCache", "State"]
 
+SOURCE = "_filled_from"
 State = dict[str, Tensor]
 """What one row of a batch leaves behind, `[1, ...]` without padding, by layer and name."""
 
@@ -123,9 +124,15 @@ class FrozenCache(Cache):
         return self._filled_with(tensor_of)
 
     def fill(self, other: FrozenCache) -> None:
-        """Take over the states of `other`, in place; what is left of shorter contexts stays."""
+        """Take over the states of `other`, in place; what is left of longer contexts stays.
+
+        What the last call took is not copied again: a frozen state does not change.
+        """
         for own, layer in zip(self.layers, other.layers, strict=True):
             for (name, into), (_, tensor) in zip(_states(own), _states(layer), strict=True):
+                if getattr(into, SOURCE, None) is tensor:
+                    continue
+                setattr(into, SOURCE, tensor)
                 if name in ("keys", "values"):
                     into = into[:, :, into.shape[2] - tensor.shape[2] :]
                 into.copy_(tensor)
