@@ -42,7 +42,8 @@ def remember(page: gr.Blocks, chosen: Sequence[gr.Dropdown], fields: Sequence[An
         fields: all others.
     """
     held = [*chosen, *fields]
-    name, private = str(held[0].elem_id), {"api_visibility": "private"}
+    name = str(held[0].elem_id)
+    private: Any = {"api_visibility": "private"}
     inputs = list(fields)
     back = page.load(None, inputs, inputs, js=recall(inputs), **private)
     back.then(None, js=READY.replace("NAME", name), **private)
