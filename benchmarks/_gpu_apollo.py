@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton
+from _results import append
 from steer_kernels import apollo as kernels
 from torch import Tensor, nn
 
@@ -29,7 +26,6 @@ from workbench.train.apollo import Apollo
 from workbench.train.factored import NAME, Factors
 from workbench.train.projection import projection
 
-RESULTS = Path(__file__).with_name("results") / "apollo.jsonl"
 DEVICE = torch.device("cuda")
 BF16 = torch.bfloat16
 RANK = 256
@@ -78,7 +74,7 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
 def main(options: argparse.Namespace) -> None:
     """Verify, time, and perhaps tune."""
     began = time.monotonic()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for dtype, (m, n), kind in itertools.product(
         (torch.float32, BF16), ((384, 320), (320, 390), (1100, 1024)), ("dense", "factored")
     ):
@@ -116,11 +112,7 @@ def part(name: str) -> Iterator[None]:
 
 def note(**row: Any) -> None:
     """Append one line to the results."""
-    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    about |= {"triton": triton.__version__, "when": datetime.now(UTC).isoformat("T", "seconds")}
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(about | row) + "\n")
+    append("apollo", row)
 
 
 def noise(shape: tuple[int, ...], dtype: torch.dtype = BF16, size: float = 1.0) -> Tensor:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import platform
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
+from _results import append
 from torch import Tensor
 from triton.testing import do_bench
 
 __all__ = ["ceilings", "error", "graph_ms", "median_ms", "part", "peak_mib", "record"]
-
-RESULTS = Path(__file__).with_name("results")
-PACKAGES = ("torch", "triton", "transformers", "flash-linear-attention", "fla-core", "numpy")
 
 
 def median_ms(function: Callable[[], Any]) -> float:
@@ -80,27 +73,7 @@ def part(name: str) -> Iterator[None]:
 
 
 def record(case: str, numbers: dict[str, Any]) -> None:
-    """Print the numbers and append them, with device, versions and date, to `results/<case>.jsonl`."""
+    """Print the numbers and append them to `results/<case>.jsonl`."""
     for name, value in numbers.items():
         print(f"{name:<44} {value:.5g}" if isinstance(value, float) else f"{name:<44} {value}")
-    row = {
-        "case": case,
-        "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        "device": torch.cuda.get_device_name(),
-        "versions": versions(),
-        "numbers": numbers,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{case}.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    append(case, numbers)

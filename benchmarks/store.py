@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
+from _results import append
 
 from vectors.store import Library
 from vectors.store.manifests import Manifest
@@ -222,6 +223,7 @@ def main() -> None:
             "zstandard": zstandard.__version__,
         },
     }
+    append("store", {"cases": rows})
     if given.json:
         print(json.dumps(result))
         return

@@ -1,6 +1,6 @@
 """TIES of three 135M bf16 fine-tunes out of core, against the disk's bound and a full argsort.
 
-    workbench bench ties [--json] [--repeats 5] [--small] [--folder DIR] [--results FILE]
+    workbench bench ties [--json] [--repeats 5] [--small] [--folder DIR] [--results FOLDER]
 
 Checkpoints of SmolLM2-135M's shapes are made in a temporary folder: weights of standard deviation
 0.02, changes of 0.002. Bound, first merge and second merge are timed in turn, best of the repeats,
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a tiny model: proves, times nothing")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the checkpoints go while it runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines to append to")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to append to")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         numbers = measure(Path(folder), small=asked.small, repeats=asked.repeats)
