@@ -38,6 +38,8 @@ LOOK: dict[str, Any] = {
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_600",
+        button_cancel_background_fill="#c62828",
+        button_cancel_background_fill_hover="#b3261e",
     ),
     "css_paths": [Path(__file__).with_name("style.css")],
 }

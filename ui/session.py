@@ -123,8 +123,11 @@ class Session:
         """Fill `outputs` by `handler` when the page is loaded and whenever the tab is opened.
 
         Where the browser kept `inputs`, that is what the handler gets: a tab may be opened while the
-        page still loads.
+        page still loads. `inputs` are taken as they are sent: what was kept is not among the choices
+        of a list that is still empty, and Gradio would refuse it.
         """
         filled = told(len(outputs))(handler)
         for event in (tab.select, self.page.load):
-            event(filled, list(inputs), [box, *outputs], js=recall(inputs), **STILL)
+            event(
+                filled, list(inputs), [box, *outputs], js=recall(inputs), preprocess=False, **STILL
+            )

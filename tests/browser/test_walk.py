@@ -260,6 +260,7 @@ def test_forms_survive_a_reload(page: Any, tiny_url: str) -> None:
         expect(page.locator(f"#{elem_id}").locator("textarea, input").first).to_have_value(text)
     unfold(page, "compare-writing")
     expect(page.locator("#compare-tokens input[type=number]")).to_have_value("9")
+    unfold(page, "compare-writing")
     assert value(page, "extract-set") == was
     # Another tab of the browser has forms of its own, so that what came back came from this one.
     go(other, "Verify")
