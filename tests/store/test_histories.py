@@ -143,8 +143,9 @@ def test_a_library_of_version_1_is_brought_up_to_date(tmp_path: Path, vector: Ma
     old.executescript(database.SCHEMAS[0] + "PRAGMA user_version = 1;")
     old.execute("ATTACH ? AS new", (str(tmp_path / "new.db"),))
     old.execute("INSERT INTO names SELECT id, name, kind, deleted FROM new.names")
-    for table in ("refs", "reflog"):
-        old.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
+    old.execute("INSERT INTO refs SELECT * FROM new.refs")
+    columns = "id, created, action, name, revision, digest, detail"
+    old.execute(f"INSERT INTO reflog SELECT {columns} FROM new.reflog")
     columns = "id, digest, kind, object, created"
     old.execute(f"INSERT INTO attestations SELECT {columns} FROM new.attestations")
     old.commit()
@@ -154,3 +155,4 @@ def test_a_library_of_version_1_is_brought_up_to_date(tmp_path: Path, vector: Ma
     assert found.disk_use(found.list()[0]) == found.disk_use(entry)
     assert found.passed() == {entry.digest: True}
     found.tag("cheerful", "stable")
+    assert [row.undoes for row in found.log()] == [None, None]

@@ -66,7 +66,7 @@ def adopt(catalog: Catalog, adopted: Adopted, origin: str) -> None:
                     (name_id, check_tag(tag), number, now()),
                 )
         if newest is not None:
-            write_log(db, "pull", newest, f"from {origin}")
+            write_log(db, "pull", newest, f"from {origin}", name_id=name_id)
 
 
 def _check_past(db: sqlite3.Connection, name: str, revisions: Sequence[Revision]) -> None:

@@ -16,12 +16,27 @@ from vectors.store.leases import holders
 from vectors.store.reference import check_new_name
 from vectors.store.refs import NEWEST, SELECT, Ref, Refs, living
 
-__all__ = ["Changes", "LogRow", "check_kind", "insert_name", "last_revision", "write_log"]
+__all__ = [
+    "LOG",
+    "Changes",
+    "LogRow",
+    "check_kind",
+    "insert_name",
+    "last_revision",
+    "living_or_gone",
+    "write_log",
+]
+
+LOG = "SELECT created, action, name, revision, digest, detail, id, name_id, undoes FROM reflog"
 
 
 @dataclass(frozen=True)
 class LogRow:
-    """One change of the library, such as save, revert, tag, rename, delete or pull."""
+    """One change of the library, such as save, revert, tag, rename, delete or pull.
+
+    `name_id` is the history that was changed, whatever it is called by now (None for pins, and in
+    rows of older versions), and `undoes` the `id` of the change that this one took back, or None.
+    """
 
     created: str
     action: str
@@ -29,6 +44,9 @@ class LogRow:
     revision: int
     digest: str
     detail: str
+    id: int
+    name_id: int | None = None
+    undoes: int | None = None
 
 
 class Changes:
@@ -73,7 +91,7 @@ class Changes:
             db.execute(
                 "INSERT INTO refs VALUES (?, ?, ?, ?)", (name_id, ref.revision, digest, ref.created)
             )
-            write_log(db, action, ref, detail)
+            write_log(db, action, ref, detail, name_id=name_id)
             also(db)
         return ref
 
@@ -88,13 +106,11 @@ class Changes:
         check_new_name(new)
         newest = self._refs.history(old)[0]
         with self._database.change() as db:
-            row = living(db, old)
-            if row is None:
-                raise NameNotFound(f"'{old}' was deleted or renamed meanwhile; look again.")
+            row = living_or_gone(db, old)
             if living(db, new) is not None:
                 raise NameTaken(f"The name '{new}' is in use; choose another, or delete it first.")
             db.execute("UPDATE names SET name = ? WHERE id = ?", (new, row["id"]))
-            write_log(db, "rename", newest, f"to {new}")
+            write_log(db, "rename", newest, f"to {new}", name_id=row["id"])
 
     def delete(self, name: str, *, force: bool = False) -> None:
         """Hide `name` and all its revisions; the objects stay, and `restore` brings them back.
@@ -105,16 +121,14 @@ class Changes:
         """
         revisions = self._refs.history(name)
         with self._database.change() as db:
-            row = living(db, name)
-            if row is None:
-                raise NameNotFound(f"'{name}' was deleted or renamed meanwhile; look again.")
+            row = living_or_gone(db, name)
             users = holders(db, [ref.digest for ref in revisions])
             if users and not force:
                 raise NameTaken(
                     f"'{name}' is in use by {', '.join(users)}; stop it first, or delete by force."
                 )
             db.execute("UPDATE names SET deleted = ? WHERE id = ?", (now(), row["id"]))
-            write_log(db, "delete", revisions[0])
+            write_log(db, "delete", revisions[0], name_id=row["id"])
 
     def restore(self, name: str) -> Ref:
         """Bring back what was deleted last under `name`.
@@ -139,17 +153,13 @@ class Changes:
                 )
             db.execute("UPDATE names SET deleted = NULL WHERE id = ?", (row["id"],))
             ref = Ref(*db.execute(f"{SELECT} AND names.id = ? {NEWEST}", (row["id"],)).fetchone())
-            write_log(db, "restore", ref)
+            write_log(db, "restore", ref, name_id=row["id"])
         return ref
 
     def log(self, limit: int) -> list[LogRow]:
         """Return the last changes, the newest first."""
         with self._database.read() as db:
-            rows = db.execute(
-                """SELECT created, action, name, revision, digest, detail FROM reflog
-                   ORDER BY id DESC LIMIT ?""",
-                (limit,),
-            ).fetchall()
+            rows = db.execute(f"{LOG} ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
         return [LogRow(*row) for row in rows]
 
 
@@ -160,6 +170,18 @@ def check_kind(row: sqlite3.Row | None, name: str, kind: str) -> None:
             f"The name '{name}' belongs to a {row['kind']}, and this is a {kind}; "
             "choose another name."
         )
+
+
+def living_or_gone(db: sqlite3.Connection, name: str) -> sqlite3.Row:
+    """Return id and kind of a name that was there a moment ago.
+
+    Raises:
+        NameNotFound: it is there no more.
+    """
+    row = living(db, name)
+    if row is None:
+        raise NameNotFound(f"'{name}' was deleted or renamed meanwhile; look again.")
+    return row
 
 
 def last_revision(db: sqlite3.Connection, name: str) -> int:
@@ -176,10 +198,18 @@ def insert_name(db: sqlite3.Connection, name: str, kind: str) -> int | None:
     return db.execute("INSERT INTO names (name, kind) VALUES (?, ?)", (name, kind)).lastrowid
 
 
-def write_log(db: sqlite3.Connection, action: str, ref: Ref, detail: str = "") -> None:
-    """Add a row to the log of changes."""
+def write_log(
+    db: sqlite3.Connection,
+    action: str,
+    ref: Ref,
+    detail: str = "",
+    *,
+    name_id: int | None = None,
+    undoes: int | None = None,
+) -> None:
+    """Add a row to the log of changes; see `LogRow`."""
     db.execute(
-        """INSERT INTO reflog (created, action, name, revision, digest, detail)
-           VALUES (?, ?, ?, ?, ?, ?)""",
-        (now(), action, ref.name, ref.revision, ref.digest, detail),
+        """INSERT INTO reflog (created, action, name, revision, digest, detail, name_id, undoes)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+        (now(), action, ref.name, ref.revision, ref.digest, detail, name_id, undoes),
     )

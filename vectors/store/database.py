@@ -53,6 +53,10 @@ CREATE TABLE pins (digest TEXT PRIMARY KEY, reason TEXT NOT NULL, created TEXT N
 CREATE TABLE entries (
     digest TEXT PRIMARY KEY, kind TEXT NOT NULL, base TEXT NOT NULL, bytes INTEGER NOT NULL);
 """,
+    """
+ALTER TABLE reflog ADD COLUMN name_id INTEGER;
+ALTER TABLE reflog ADD COLUMN undoes INTEGER;
+""",
 )
 VERSION = len(SCHEMAS)
 # Primary result codes of sqlite; Python names only the exception classes for them.

@@ -1,12 +1,15 @@
-"""What can be done with names: rename, delete, restore, revert, tag, pin."""
+"""What can be done with names: rename, delete, restore, revert, undo, tag, pin."""
 
 from __future__ import annotations
 
 from vectors.errors import InputError
 from vectors.store.catalog import Catalog, Entry
+from vectors.store.changes import LogRow
 from vectors.store.diff import Difference, compare
+from vectors.store.lineage import Lineage, lineage
 from vectors.store.marks import Marks, Pin
 from vectors.store.reference import parse_reference
+from vectors.store.undo import last_change, undo
 
 __all__ = ["Histories"]
 
@@ -72,6 +75,33 @@ class Histories(Catalog):
                 name, target.kind, target.digest, action="revert", detail=words
             )
             return self._entry(kept)
+
+    def last_change(self) -> LogRow | None:
+        """The change that `undo` would take back, or None."""
+        with self._database.read() as db:
+            return last_change(db)
+
+    def undo(self, expected: int = 0) -> LogRow:
+        """Take back the last change of a name, tag or pin, and return it; again, the one before.
+
+        `expected` is the `id` of the change that is meant, where another process may have come
+        between.
+
+        Raises:
+            InputError: nothing to take back, another change than expected, or a pull.
+            NameNotFound: the name was deleted or renamed meanwhile.
+            NameTaken: the name that would come back is in use, or the one that would go is.
+        """
+        with self._gate.shared(), self._database.change() as db:
+            return undo(db, expected)
+
+    def lineage(self, ref: str, most: int = 300) -> Lineage:
+        """Return what an entry comes from, all revisions of its name, and what was made of them.
+
+        Raises:
+            GrammarError, NameNotFound, StoreCorrupt: see `get`.
+        """
+        return lineage(self.manifests, self._refs.all(), self.get(ref).ref, most)
 
     def diff(self, old: str, new: str) -> Difference:
         """Compare two entries from their manifests alone; no payload is read.

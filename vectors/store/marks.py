@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vectors.errors import NameNotFound, NameTaken
-from vectors.store.changes import write_log
+from vectors.store.changes import living_or_gone, write_log
 from vectors.store.database import Database, now
 from vectors.store.reference import check_tag
-from vectors.store.refs import Ref, living
+from vectors.store.refs import Ref
 
 __all__ = ["Marks", "Pin"]
 
@@ -42,9 +42,7 @@ class Marks:
                 f"{ref.digest[:12]} has no name, and a tag belongs to a name; pin it instead."
             )
         with self._database.change() as db:
-            row = living(db, ref.name)
-            if row is None:
-                raise NameNotFound(f"'{ref.name}' was deleted or renamed meanwhile; look again.")
+            row = living_or_gone(db, ref.name)
             found = db.execute(
                 "SELECT revision FROM tags WHERE name_id = ? AND tag = ?", (row["id"], tag)
             ).fetchone()
@@ -57,7 +55,7 @@ class Marks:
                 "INSERT OR REPLACE INTO tags VALUES (?, ?, ?, ?)",
                 (row["id"], tag, ref.revision, now()),
             )
-            write_log(db, "tag", ref, tag)
+            write_log(db, "tag", ref, tag, name_id=row["id"])
 
     def untag(self, name: str, tag: str) -> None:
         """Take a tag away; the revision stays.
@@ -79,7 +77,8 @@ class Marks:
                     "see `workbench library show` for an entry's tags."
                 )
             db.execute("DELETE FROM tags WHERE name_id = ? AND tag = ?", (row["id"], tag))
-            write_log(db, "untag", Ref(name, row["kind"], row["revision"], row["digest"], ""), tag)
+            ref = Ref(name, row["kind"], row["revision"], row["digest"], "")
+            write_log(db, "untag", ref, tag, name_id=row["id"])
 
     def tags(self, name: str) -> dict[str, int]:
         """The tags of `name`, each with its revision, by tag."""

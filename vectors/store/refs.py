@@ -81,6 +81,12 @@ class Refs:
             ).fetchall()
         return [Ref(*row) for row in rows]
 
+    def all(self) -> list[Ref]:
+        """Return every revision of every name, by name, the oldest first."""
+        with self._database.read() as db:
+            rows = db.execute(f"{SELECT} ORDER BY names.name, refs.revision").fetchall()
+        return [Ref(*row) for row in rows]
+
     def history(self, name: str) -> list[Ref]:
         """Return all revisions of `name`, the newest first.
 
