@@ -452,6 +452,24 @@ class Workbench:
         names = [part.partition("=")[0].strip() for part in tasks.split(",")]
         return interference_of(self.library, self.model(), [name for name in names if name])
 
+    def parts(self, recipe: str) -> dict[str, Any]:
+        """What a recipe is made of: `terms` (name, weight), `text`, `method` and all its `options`."""
+        from workbench.relations import parts_of  # noqa: PLC0415  # help is light
+
+        return parts_of(self.library, recipe)
+
+    def difference(self, old: str, new: str) -> dict[str, Any]:
+        """What differs between two entries, by tensor, layer, block, term, file and information."""
+        from workbench.relations import difference_of  # noqa: PLC0415  # help is light
+
+        return difference_of(self.library, old, new)
+
+    def lineage(self, ref: str) -> dict[str, Any]:
+        """What an entry comes from, its revisions, what was made of them, and the runs that did it."""
+        from workbench.relations import lineage_of  # noqa: PLC0415  # help is light
+
+        return lineage_of(self.library, self.runs.list(), ref)
+
     def negate(self, task: str, name: str) -> dict[str, Any]:
         """Keep the opposite of a task vector as a recipe."""
         return self.scale(task, -1.0, name)

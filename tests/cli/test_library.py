@@ -36,6 +36,27 @@ def test_tag_pin_revert_diff(workbench: Any, kept: Any) -> None:
     assert workbench("library", "untag", "kind", "first").code == 0
 
 
+def test_undo_walks_back(workbench: Any, kept: Any) -> None:
+    assert workbench("library", "rename", "kind", "warm").code == 0
+    assert "Took back: rename kind (to warm)" in workbench("library", "undo").out
+    assert workbench("library", "undo", "--json").json["undone"]["action"] == "save"
+    assert "bit for bit" in workbench("library", "diff", "kind@1", "kind").out
+    assert workbench("library", "undo").code == 0
+    assert workbench("library", "list", "--json").json["entries"] == []
+    told = workbench("library", "undo", "--json")
+    assert told.code == 2 and "Nothing is left to undo" in told.json["error"]["message"]
+
+
+def test_lineage_and_blocks(workbench: Any, kept: Any) -> None:
+    found = workbench("library", "lineage", "kind@1", "--json").json
+    assert [place["key"] for place in found["places"]] == ["kind@1", "kind@2"]
+    assert [link["how"] for link in found["links"]] == ["next revision"]
+    assert "kind@2" in workbench("library", "lineage", "kind").out
+    (block,) = workbench("library", "diff", "kind@1", "kind@2", "--json").json["blocks"]
+    assert block == {"block": 0, "cosine": pytest.approx(1), "old_norm": 1.0, "new_norm": 1.0}
+    assert "cosine" in workbench("library", "diff", "kind@1").out
+
+
 def test_gc_and_fsck(workbench: Any, kept: Any) -> None:
     dry = workbench("library", "gc", "--dry-run", "--json").json
     assert (dry["dry_run"], dry["bytes"]) == (True, 0)
@@ -67,6 +88,7 @@ def test_push_and_pull(workbench: Any, tmp_path: Path) -> None:
         (["unpin", "kind"], "NameNotFound"),
         (["revert", "kind@2"], "InputError"),
         (["diff", "kind", "nothing"], "NameNotFound"),
+        (["lineage", "nothing"], "NameNotFound"),
         (["gc", "--grace", "-1"], "InputError"),
         (["push", "ftp://host/x"], "InputError"),
         (["pull", "/nowhere-to-be-found"], "InputError"),
