@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-__all__ = ["doses", "learning", "separation"]
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "doses", "learning", "separation", "styled"]
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#d98200", "#12946c", "#d1495b", "#8a8f98"
 GRID = "rgba(128,128,128,0.25)"
@@ -17,7 +17,8 @@ MOST_POINTS = 1500
 Rows = Sequence[Mapping[str, Any]]
 
 
-def _style(figure: go.Figure, height: int, empty: str = "") -> go.Figure:
+def styled(figure: go.Figure, height: int, empty: str = "") -> go.Figure:
+    """Give a figure the page's look; `empty` is what one without data says."""
     figure.update_layout(
         height=height,
         margin={"l": 60, "r": 20, "t": 40, "b": 50},
@@ -65,7 +66,7 @@ def separation(blocks: Rows, best: int | None) -> go.Figure:
         )
     figure.update_xaxes(title_text="block", dtick=None if len(rows) > 16 else 1)
     figure.update_yaxes(title_text="separation of held-out pairs", rangemode="tozero")
-    return _style(figure, 360, "" if rows else "No measurements yet")
+    return styled(figure, 360, "" if rows else "No measurements yet")
 
 
 def doses(result: Mapping[str, Any]) -> go.Figure:
@@ -82,7 +83,7 @@ def doses(result: Mapping[str, Any]) -> go.Figure:
     figure.update_yaxes(title_text="margin (nats)", row=1, col=1)
     figure.update_yaxes(title_text="KL (nats a token)", rangemode="tozero", row=2, col=1)
     figure.update_xaxes(title_text="dose", row=2, col=1)
-    return _style(figure, 560, "" if rows else "No measurements yet")
+    return styled(figure, 560, "" if rows else "No measurements yet")
 
 
 def _margins(figure: go.Figure, rows: Rows) -> None:
@@ -214,4 +215,4 @@ def learning(events: Rows) -> go.Figure:
     figure.update_yaxes(title_text="gradient norm", rangemode="tozero", row=2, col=1)
     figure.update_xaxes(dtick=1 if len(steps) <= 16 else None)
     figure.update_xaxes(title_text="step", row=2, col=1)
-    return _style(figure, 480, "" if steps or held else "No measurements yet")
+    return styled(figure, 480, "" if steps or held else "No measurements yet")

@@ -83,8 +83,12 @@ WORDS: dict[str, str] = {
     "task vector": (
         "The exact change of the weights that training made; it can be scaled, negated and removed."
     ),
-    "terms": "Task vectors and weights, for example cheerful-baked=1,formal-baked=-0.5.",
-    "scale": "1 is as trained, 0.5 half of it, -1 the opposite.",
+    "ingredients": (
+        "Task vectors, or recipes that add them up. Each gets a slider: 1 is as trained, 0.5 half of "
+        "it, -1 the opposite, and 0 leaves it out."
+    ),
+    "merge method": "How the task vectors become one. Linear adds them up, and fits most needs.",
+    "recipe name": "What the recipe will be called. A name in use gets another revision.",
     "own name": "The set is kept under this name, for you alone, in the library's folder.",
     "sides": (
         "Whether the two columns are replies, or system instructions under which the model replies."

@@ -327,13 +327,81 @@ def test_library(page: Any) -> None:
     expect(page.locator("#runs-table")).to_contain_text("cancelled")
 
 
-def test_recipes_rename_delete_restore(page: Any) -> None:
+def test_lineage_and_versions(page: Any) -> None:
+    go(page, "Library")
+    page.locator("#library-table").get_by_text("sunny-baked", exact=True).first.click()
+    says(page, "library-summary", "sunny-baked (revision")
+    unfold(page, "library-lineage")
+    expect(page.locator("#library-lineage-chart .main-svg").first).to_be_visible()
+    expect(page.locator("#library-lineage-chart")).to_contain_text("made of")
+    unfold(page, "library-lineage-twin")
+    expect(page.locator("#library-lineage-table")).to_contain_text("made by train-")
+    unfold(page, "library-versions")
+    fill(page, "library-old", "sunny")
+    page.locator("#library-old input").press("Enter")
+    page.click("#library-compare")
+    says(page, "library-versions-notice", "One is a steering-vector, the other a task-vector")
+    expect(page.locator("#library-versions-chart .main-svg").first).to_be_visible()
+
+
+def choose(page: Any, elem_id: str, entry: str) -> None:
+    """Choose from a list."""
+    page.locator(f"#{elem_id} input").click()
+    page.get_by_role("option", name=entry, exact=True).click()
+    page.keyboard.press("Escape")
+
+
+def test_a_recipe_by_sliders(page: Any) -> None:
     go(page, "Library")
     unfold(page, "library-recipes")
-    fill(page, "library-terms", "sunny-baked=0.5")
+    page.click("#library-combine")
+    says(page, "library-notice", "Choose task vectors first")
+    choose(page, "library-ingredients", "sunny-baked")
+    expect(page.locator("#library-weight-0")).to_contain_text("sunny-baked")
+    number(page, "library-weight-0", 0.5)
+    choose(page, "library-method", "dare")
+    unfold(page, "library-options")
+    expect(page.locator("#library-options")).to_contain_text("Probability that an element is kept")
+    page.get_by_label("density").fill("0.7")
     fill(page, "library-recipe-name", "half-sunny")
     page.click("#library-combine")
-    says(page, "library-notice", "Kept 'half-sunny'")
+    says(page, "library-notice", "Kept 'half-sunny' revision 1: sunny-baked=0.5, by dare")
+    expect(page.locator("#library-entry input")).to_have_value("half-sunny")
+    choose(page, "library-method", "linear")
+    page.click("#library-edit")
+    expect(page.locator("#library-method input")).to_have_value("dare")
+    expect(page.get_by_label("density")).to_have_value("0.7")
+    unfold(page, "library-meeting")
+    page.click("#library-interference")
+    says(page, "library-interference-notice", "choose at least two")
+
+
+def test_interference_is_seen_before_a_merge(page: Any, tiny_workbench: Any) -> None:
+    go(page, "Library")
+    library, model = tiny_workbench.library, tiny_workbench.model()
+    keep_opposite(library, model)
+    page.click("#library-refresh")
+    expect(page.locator("#library-table")).to_contain_text("other-way")
+    choose(page, "library-ingredients", "other-way")
+    expect(page.locator("#library-weight-1")).to_contain_text("other-way")
+    page.click("#library-interference")
+    says(page, "library-interference-notice", "get on worst")
+    expect(page.locator("#library-interference-chart .main-svg").first).to_be_visible()
+
+
+def keep_opposite(library: Any, model: Any) -> None:
+    """Keep a task vector that moves one tensor."""
+    from safetensors.torch import load_file
+
+    weights = {k: x for f in model.folder.glob("*.safetensors") for k, x in load_file(f).items()}
+    place = next(name for name in sorted(weights) if "down_proj" in name)
+    before = {place: weights[place]}
+    library.save_task("other-way", model.base, before, {place: -weights[place]})
+
+
+def test_rename_delete_restore_undo(page: Any) -> None:
+    go(page, "Library")
+    page.locator("#library-table").get_by_text("half-sunny", exact=True).first.click()
     expect(page.locator("#library-entry input")).to_have_value("half-sunny")
     unfold(page, "library-acts")
     fill(page, "library-new-name", "mild")
@@ -344,9 +412,17 @@ def test_recipes_rename_delete_restore(page: Any) -> None:
     page.click("#library-delete-yes")
     says(page, "library-notice", "'mild' is deleted")
     expect(page.locator("#library-table")).not_to_contain_text("mild")
-    page.click("#library-undo")
+    page.click("#library-restore")
     says(page, "library-notice", "'mild' is back")
     expect(page.locator("#library-table")).to_contain_text("mild")
+    for words, there in (("restore 'mild'", False), ("delete 'mild'", True)):
+        undo = page.locator("#library-undo")
+        expect(undo).to_contain_text(f"Undo: {words}")
+        undo.click()
+        says(page, "library-notice", f"Taken back: {words}")
+        table = expect(page.locator("#library-table"))
+        (table.to_contain_text if there else table.not_to_contain_text)("mild")
+    expect(page.locator("#library-undo")).to_contain_text("Undo: rename 'half-sunny' (to mild)")
 
 
 def test_nothing_ran_as_script(dialogs: list[str]) -> None:

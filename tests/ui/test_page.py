@@ -102,7 +102,8 @@ def test_every_field_is_explained(still: Any) -> None:
 def test_every_chart_has_a_table_twin(still: Any) -> None:
     ids = {b.elem_id for b in still.blocks.values()}
     charts_of = {i.removesuffix("-chart") for i in ids if i and i.endswith("-chart")}
-    assert charts_of == {"extract", "verify", "train"}
+    library = {f"library-{part}" for part in ("lineage", "versions", "interference")}
+    assert charts_of == {"extract", "verify", "train", *library}
     assert {f"{name}-twin" for name in charts_of} <= ids
 
 

@@ -1,4 +1,4 @@
-"""Rename an entry, delete it, and take the deletion back."""
+"""Rename an entry, delete it, and take changes back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.forms import QUIET, STILL, say, told, typed
+from ui.forms import QUIET, STILL, notice, say, told, typed
 from ui.markup import note
 from ui.session import Session
 from ui.tabs.library.shelf import Shelf, filled, named
@@ -16,9 +16,10 @@ __all__ = ["acts"]
 MOST_LOG = 1000
 
 
-def acts(session: Session, shelf: Shelf) -> None:
+def acts(session: Session, shelf: Shelf, tab: gr.Tab) -> None:
     """Lay the part out and wire it."""
-    with gr.Accordion("Rename, delete", open=False, elem_id="library-acts"):
+    with gr.Accordion("Rename, delete, undo", open=False, elem_id="library-acts"):
+        sight = notice("library-acts-notice")
         with gr.Row():
             name = gr.Textbox(label="New name", max_length=100, elem_id="library-new-name")
             rename = gr.Button("Rename", scale=0, min_width=140, elem_id="library-rename")
@@ -30,8 +31,11 @@ def acts(session: Session, shelf: Shelf) -> None:
             gone = gr.Dropdown(
                 [], label="Deleted", info="Its revisions come back.", elem_id="library-deleted"
             )
-            undo = gr.Button("Restore", scale=0, min_width=140, elem_id="library-undo")
+            restore = gr.Button("Restore", scale=0, min_width=140, elem_id="library-restore")
+        undo = gr.Button("Nothing to undo", interactive=False, elem_id="library-undo")
+    last = gr.State(0)
     bin_ = [gone_row, gone]
+    undoing = [undo, last]
 
     def renamed(old: str | None, new: str) -> tuple[Any, ...]:
         called = typed(new)
@@ -53,13 +57,24 @@ def acts(session: Session, shelf: Shelf) -> None:
         words = say(note(f"'{name}' is back.", "good"))
         return words, *filled(session, name), *_gone(session)
 
+    def undone(change: int, chosen: str | None) -> tuple[Any, ...]:
+        done = session.wb.library.undo(change)
+        words = say(note(f"Taken back: {_words(done)}.", "good"))
+        return words, *filled(session, chosen), *_gone(session), *_last(session)
+
+    def look(*_: Any) -> tuple[Any, ...]:
+        return (*_gone(session), *_last(session))
+
     outputs, box = shelf.outputs, shelf.box
     rename.click(told(3)(renamed), [shelf.entry, name], outputs, **QUIET)
     delete.click(told(1)(asked), shelf.entry, [box, sure], **STILL)
     no.click(_kept, None, [box, sure], **STILL)
     yes.click(told(6)(deleted), shelf.entry, [*outputs, sure, *bin_], **QUIET)
-    undo.click(told(5)(restored), gone, [*outputs, *bin_], **QUIET)
-    session.page.load(lambda: _gone(session), None, bin_, **STILL)
+    restore.click(told(5)(restored), gone, [*outputs, *bin_], **QUIET)
+    undo.click(told(7)(undone), [last, shelf.entry], [*outputs, *bin_, *undoing], **QUIET)
+    session.on_show(tab, look, [shelf.entry], sight, [*bin_, *undoing])
+    # Whatever changes the library fills the shelf anew.
+    shelf.table.change(told(4)(look), None, [sight, *bin_, *undoing], **STILL)
 
 
 def _kept() -> tuple[Any, ...]:
@@ -77,3 +92,19 @@ def _gone(session: Session) -> tuple[Any, ...]:
         gr.update(visible=bool(names)),
         gr.update(choices=names, value=names[0] if names else None),
     )
+
+
+def _last(session: Session) -> tuple[Any, ...]:
+    """The button that takes the last change back, and the number of that change."""
+    row = session.wb.library.last_change()
+    if row is None:
+        return gr.update(value="Nothing to undo", interactive=False), 0
+    return gr.update(value=f"Undo: {_words(row)}", interactive=True), row.id
+
+
+def _words(row: Any) -> str:
+    """A change in a few words, such as rename 'kind' (to warm)."""
+    what = f"{row.action} '{row.name}'"
+    if row.action in ("save", "revert"):
+        what += f" revision {row.revision}"
+    return f"{what} ({row.detail})" if row.detail else what

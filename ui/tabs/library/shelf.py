@@ -22,7 +22,7 @@ class Shelf:
     def __init__(self, session: Session, tab: gr.Tab) -> None:
         self.box = notice("library-notice")
         used = gr.HTML(elem_id="library-use")
-        table = gr.Dataframe(
+        self.table = gr.Dataframe(
             headers=ROWS,
             datatype="str",
             interactive=False,
@@ -38,7 +38,7 @@ class Shelf:
                 elem_id="library-entry",
             )
             again = gr.Button("Refresh", scale=0, min_width=140, elem_id="library-refresh")
-        self.parts = [used, table, self.entry]
+        self.parts = [used, self.table, self.entry]
 
         def refresh(chosen: str | None) -> tuple[Any, ...]:
             return filled(session, chosen)
@@ -48,7 +48,7 @@ class Shelf:
 
         session.on_show(tab, refresh, [self.entry], self.box, self.parts)
         again.click(told(3)(refresh), self.entry, self.outputs, **STILL)
-        table.select(clicked, outputs=self.entry, **STILL)
+        self.table.select(clicked, outputs=self.entry, **STILL)
 
     @property
     def outputs(self) -> list[Any]:

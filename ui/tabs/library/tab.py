@@ -10,9 +10,11 @@ from ui.session import Session
 from ui.tabs.library.acts import acts
 from ui.tabs.library.details import details
 from ui.tabs.library.exchange import exchange
+from ui.tabs.library.origins import origins
 from ui.tabs.library.recipes import recipes
 from ui.tabs.library.runs import all_runs
 from ui.tabs.library.shelf import Shelf
+from ui.tabs.library.versions import versions
 
 __all__ = ["build"]
 
@@ -23,8 +25,10 @@ def build(session: Session) -> gr.Tab:
         gr.HTML(lead(guide("Library")))
         shelf = Shelf(session, tab)
         details(session, shelf.entry)
-        acts(session, shelf)
-        recipes(session, shelf)
+        origins(session, shelf.entry)
+        versions(session, shelf.entry)
+        acts(session, shelf, tab)
+        recipes(session, shelf, tab)
         exchange(session, shelf)
         all_runs(session, tab)
     return tab
