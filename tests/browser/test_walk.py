@@ -327,6 +327,13 @@ def test_library(page: Any) -> None:
     expect(page.locator("#runs-table")).to_contain_text("cancelled")
 
 
+def choose(page: Any, elem_id: str, entry: str) -> None:
+    """Choose from a list."""
+    page.locator(f"#{elem_id} input").click()
+    page.get_by_role("option", name=entry, exact=True).click()
+    page.keyboard.press("Escape")
+
+
 def test_lineage_and_versions(page: Any) -> None:
     go(page, "Library")
     page.locator("#library-table").get_by_text("sunny-baked", exact=True).first.click()
@@ -337,18 +344,10 @@ def test_lineage_and_versions(page: Any) -> None:
     unfold(page, "library-lineage-twin")
     expect(page.locator("#library-lineage-table")).to_contain_text("made by train-")
     unfold(page, "library-versions")
-    fill(page, "library-old", "sunny")
-    page.locator("#library-old input").press("Enter")
+    choose(page, "library-old", "sunny")
     page.click("#library-compare")
     says(page, "library-versions-notice", "One is a steering-vector, the other a task-vector")
     expect(page.locator("#library-versions-chart .main-svg").first).to_be_visible()
-
-
-def choose(page: Any, elem_id: str, entry: str) -> None:
-    """Choose from a list."""
-    page.locator(f"#{elem_id} input").click()
-    page.get_by_role("option", name=entry, exact=True).click()
-    page.keyboard.press("Escape")
 
 
 def test_a_recipe_by_sliders(page: Any) -> None:
@@ -367,6 +366,7 @@ def test_a_recipe_by_sliders(page: Any) -> None:
     page.click("#library-combine")
     says(page, "library-notice", "Kept 'half-sunny' revision 1: sunny-baked=0.5, by dare")
     expect(page.locator("#library-entry input")).to_have_value("half-sunny")
+    expect(page.locator("#library-lineage-table")).to_contain_text("sunny-baked@1 x 0.5")
     choose(page, "library-method", "linear")
     page.click("#library-edit")
     expect(page.locator("#library-method input")).to_have_value("dare")

@@ -35,7 +35,8 @@ def origins(session: Session, entry: gr.Dropdown) -> None:
     seen = gr.State(False)
 
     def draw(name: str | None) -> tuple[Any, ...]:
-        return True, *drawn(session, named(name))
+        words, chart, rows = drawn(session, named(name))
+        return words, True, chart, rows
 
     def follow(name: str | None, is_open: bool) -> tuple[Any, ...]:
         return drawn(session, name) if is_open and name else (gr.skip(), gr.skip())

@@ -70,7 +70,11 @@ def lineage(found: Row) -> go.Figure:
     for link in weights:
         (x0, y0), (x1, y1) = at[link["source"]], at[link["target"]]
         figure.add_annotation(
-            x=(x0 + x1) / 2, y=(y0 + y1) / 2, text=f"x {link['weight']:g}", showarrow=False
+            x=(x0 + x1) / 2,
+            y=(y0 + y1) / 2,
+            text=f"x {link['weight']:g}",
+            showarrow=False,
+            yshift=10,
         )
     for kind in dict.fromkeys(dot["kind"] for dot in dots):
         mine = [dot for dot in dots if dot["kind"] == kind]

@@ -86,7 +86,7 @@ def recipes(session: Session, shelf: Shelf, tab: gr.Tab) -> None:
         )
 
     session.on_show(tab, offer, [chosen], box, [chosen])
-    shelf.entry.change(told(1)(offer), chosen, [box, chosen], **STILL)
+    shelf.table.change(told(1)(offer), chosen, [box, chosen], **STILL)
     chosen.change(weigh, [chosen, weighed_names, *sliders], [weighed_names, *sliders], **STILL)
     filled_by_edit = [chosen, weighed_names, *sliders, options.method, *options.outputs, name]
     edit.click(told(len(filled_by_edit))(edit_chosen), shelf.entry, [box, *filled_by_edit], **STILL)

@@ -39,12 +39,12 @@ def versions(session: Session, entry: gr.Dropdown) -> None:
                 )
 
     def offer(name: str | None) -> tuple[Any, ...]:
-        return offered(session, name)
+        return *offered(session, name), gr.update(visible=False)
 
     def compare(old: str | None, new: str | None) -> tuple[Any, ...]:
         return compared(session, old, new)
 
-    entry.change(told(2)(offer), entry, [box, old, new], **STILL)
+    entry.change(told(3)(offer), entry, [box, old, new, result], **STILL)
     button.click(told(3)(compare), [old, new], [box, result, chart, table], **QUIET)
 
 
