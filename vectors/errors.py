@@ -19,6 +19,7 @@
     │   ├── DownloadFailed                      a download that failed or arrived changed
     │   └── OutOfSpace                          no disk space, or a folder that cannot be written
     ├── StoreCorrupt                   exit 1   an object whose bytes are not what its name says
+    ├── SignatureInvalid               exit 1   a signature that is missing, broken, or another's
     ├── SteeringNotApplied             exit 1   steering was asked for and no receipt proves it
     ├── RunFailed                      exit 1   a run that ended without a result
     └── Cancelled                      exit 1   the user stopped it
@@ -47,6 +48,7 @@ __all__ = [
     "PromptTooLong",
     "RunFailed",
     "ShapeMismatch",
+    "SignatureInvalid",
     "SteeringNotApplied",
     "StoreCorrupt",
     "VectorFileError",
@@ -135,6 +137,10 @@ class OutOfSpace(BackendUnavailable):
 
 class StoreCorrupt(WorkbenchError):
     """An object's bytes are not what its name says."""
+
+
+class SignatureInvalid(WorkbenchError):
+    """What should be signed is not, or not by the key that was meant, or was changed since."""
 
 
 class SteeringNotApplied(WorkbenchError):

@@ -18,7 +18,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +369,36 @@ class Workbench:
             return None
         verdicts = self.library.attestations(entry.digest, "verdict")
         return verdicts[-1] if verdicts else None
+
+    def sign(self, ref: str) -> list[dict[str, Any]]:
+        """Sign an entry's verdicts and evaluations with this home's key, made on first use.
+
+        Returns the signatures that are new; see `vectors.store.signatures.Signature`.
+        """
+        from workbench.keys import signing_key  # noqa: PLC0415  # help is light
+
+        return [asdict(row) for row in self.library.sign(ref, signing_key(self.home))]
+
+    def signatures(self, ref: str) -> list[dict[str, Any]]:
+        """Who signed what was attested to an entry, whether it holds, and whether it is `own`."""
+        from workbench.keys import own_key  # noqa: PLC0415  # help is light
+
+        own = own_key(self.home)
+        return [{**asdict(r), "own": r.key == own} for r in self.library.signatures(ref)]
+
+    def verify_signature(self, ref: str, key: str = "") -> list[dict[str, Any]]:
+        """Prove that an entry's newest verdict and evaluation are signed, by `key` if it is given.
+
+        Args:
+            key: a public key of 64 hex digits, or a file that holds one.
+
+        Raises:
+            SignatureInvalid: not signed, not by that key, or changed since.
+        """
+        from workbench.keys import named_key  # noqa: PLC0415  # help is light
+
+        rows = self.library.verify_signature(ref, named_key(key) if key else "")
+        return [asdict(row) for row in rows]
 
     def library_rows(self) -> list[dict[str, Any]]:
         """Every entry for a table: name, kind, revision, created, base, bytes, words."""

@@ -73,6 +73,11 @@ class Home:
         return self.root / "engines"
 
     @property
+    def keys(self) -> Path:
+        """The key that signs what this home attests; made when it is first needed."""
+        return self.root / "keys"
+
+    @property
     def weights(self) -> Path:
         """Checkpoints materialised from recipes; they can be made again and may be deleted."""
         return self.root / "engines" / "weights"

@@ -57,6 +57,25 @@ def test_lineage_and_blocks(workbench: Any, kept: Any) -> None:
     assert "cosine" in workbench("library", "diff", "kind@1").out
 
 
+def test_sign_and_verify(workbench: Any, kept: Any, home: Path) -> None:
+    kept.attest(kept.get("kind").digest, "verdict", {"passed": True, "working_dose": 0.2})
+    assert workbench("library", "verify-signature", "kind", "--json").json["error"]["kind"] == (
+        "SignatureInvalid"
+    )
+    told = workbench("library", "sign", "kind", "--json").json
+    assert [row["kind"] for row in told["signed"]] == ["verdict"] and len(told["key"]) == 64
+    assert "signed already" in workbench("library", "sign", "kind").out
+    proved = workbench("library", "verify-signature", "kind", "--key", told["key"], "--json").json
+    assert [row["key"] for row in proved["verified"]] == [told["key"]]
+    (shown,) = workbench("library", "show", "kind", "--json").json["signatures"]
+    assert (shown["own"], shown["holds"]) == (True, True)
+    wrong = workbench("library", "verify-signature", "kind", "--key", "ab" * 32)
+    assert wrong.code == 1 and wrong.err.count("\n") == 1 and "abababab" in wrong.err
+    for lost in (["--key", str(home / "nobody.pub")], ["--key", "me"]):
+        told = workbench("library", "verify-signature", "kind", *lost)
+        assert told.code == 2 and told.err.count("\n") == 1 and told.err.endswith(".\n")
+
+
 def test_gc_and_fsck(workbench: Any, kept: Any) -> None:
     dry = workbench("library", "gc", "--dry-run", "--json").json
     assert (dry["dry_run"], dry["bytes"]) == (True, 0)

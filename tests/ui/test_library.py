@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from ui.app import make_page
 from ui.session import Session
-from ui.tabs.library import acts, meeting, options, origins, pictures, recipes, versions
+from ui.tabs.library import acts, details, meeting, options, origins, pictures, recipes, versions
 from vectors.errors import InputError, NameNotFound
 from vectors.types import SteeringVector
 from workbench.service import Workbench
@@ -241,6 +241,20 @@ def test_a_bad_option_is_the_method_s_own_sentence(session: Session) -> None:
         recipes.kept(session, "x", ["up", "down"], [1.0, 1.0], ("ties", {"density": 7}))
     with pytest.raises(InputError, match="at least 2"):
         recipes.kept(session, "x", ["up"], [1.0], ("model-stock", {}))
+
+
+# -- signatures ---------------------------------------------------------------------------------
+
+
+def test_details_say_who_signed_and_what_is_broken(session: Session) -> None:
+    digest = session.wb.library.get("kind").digest
+    session.wb.library.attest(digest, "verdict", {"passed": True})
+    assert "signed by" not in details._described(session, "kind")[1]
+    (made,) = session.wb.sign("kind")
+    box, summary, *_ = details._described(session, "kind")
+    assert f"{made['key'][:16]} (verdict, this home)" in summary and not box["visible"]
+    session.wb.library.attest(digest, "signature", {"key": EVIL})
+    assert "A signature has content" in details._described(session, "kind")[0]["value"]
 
 
 # -- undo ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
 from vectors.errors import InputError, ModelMismatch
@@ -29,6 +30,7 @@ from vectors.store.payloads import (
     write_task,
 )
 from vectors.store.remote import Remote
+from vectors.store.signatures import KIND, SIGNED, Signature, proof, public_key, sign, signatures_in
 from vectors.tasks.recipes import Recipe
 from vectors.types import SteeringVector
 
@@ -214,6 +216,51 @@ class Library(Histories):
     def passed(self, kind: str = "verdict") -> dict[str, bool]:
         """Whether the newest attestation of `kind` says `passed`, for every entry that has one."""
         return self._attestations.passed(kind)
+
+    def sign(self, ref: str, private: Ed25519PrivateKey) -> list[Signature]:
+        """Sign an entry's verdicts and evaluations; return the signatures that are new.
+
+        The entry and what is signed keep their digests: a signature is an attestation beside them.
+
+        Raises:
+            GrammarError, NameNotFound, StoreCorrupt: see `get`.
+            InputError: nothing to sign.
+        """
+        entry, key = self.get(ref), public_key(private)
+        with self._gate.shared():
+            found = self.attestations(entry.digest)
+            rows = [row["attested"] for row in found if row["attested"]["kind"] in SIGNED]
+            if not rows:
+                raise InputError(
+                    f"'{ref}' has no verdict and no evaluation, so there is nothing to sign; "
+                    "'workbench verify' makes a verdict."
+                )
+            done = {s.attestation for s in self.signatures(ref) if s.holds and s.key == key}
+            new = dict.fromkeys(r["object"] for r in rows if r["object"] not in done)
+            for stored in new:
+                self.attest(entry.digest, KIND, sign(private, stored, self.objects.read(stored)))
+        return [s for s in self.signatures(ref) if s.attestation in new and s.key == key]
+
+    def signatures(self, ref: str) -> list[Signature]:
+        """Check the signatures on what was attested to an entry, the oldest first.
+
+        Raises:
+            GrammarError, NameNotFound, StoreCorrupt: see `get`, and `attestations`.
+        """
+        return signatures_in(self.attestations(self.get(ref).digest), self.objects.read)
+
+    def verify_signature(self, ref: str, key: str = "") -> list[Signature]:
+        """Return a signature that holds for an entry's newest verdict, and its newest evaluation.
+
+        `key` is the public key that must have signed; empty is anybody's.
+
+        Raises:
+            GrammarError, NameNotFound, StoreCorrupt: see `get`.
+            InputError: it has nothing that could be signed.
+            SignatureInvalid: not signed, not by that key, or changed since.
+        """
+        found = self.attestations(self.get(ref).digest)
+        return proof(f"'{ref}'", found, self.signatures(ref), key)
 
     def gc(
         self, *, retention: float = RETENTION, grace: float = GRACE, dry_run: bool = False

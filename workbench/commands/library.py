@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from vectors.errors import InputError, NameTaken, OutOfSpace
-from workbench.commands import library_history, library_merge, library_upkeep
+from workbench.commands import library_history, library_merge, library_sign, library_upkeep
+from workbench.commands.library_sign import signature_words
 from workbench.commands.results import draw_verdict
 from workbench.commands.shared import Session, command
 from workbench.commands.show import facts, lines, size
@@ -63,7 +64,8 @@ def show(session: Session, ref: Ref) -> None:
     row = _entry(session, session.wb.library.get(ref))
     verdict = session.wb.verdict(ref)
     row["tags"] = session.wb.library.tags(row["name"])
-    plain = {k: v for k, v in row.items() if k not in ("info", "bytes", "tags")}
+    row["signatures"] = session.wb.signatures(ref)
+    plain = {k: v for k, v in row.items() if k not in ("info", "bytes", "tags", "signatures")}
     info = {k: v for k, v in row["info"].items() if isinstance(v, str | int | float)}
 
     def draw(out: Console) -> None:
@@ -72,6 +74,8 @@ def show(session: Session, ref: Ref) -> None:
         if verdict is not None:
             out.print()
             draw_verdict(out, verdict)
+        for signed in row["signatures"]:
+            out.print(signature_words(signed), soft_wrap=True)
 
     session.answer({**row, "verdict": verdict}, draw)
 
@@ -173,6 +177,7 @@ def materialise(
 
 library_history.add_to(app)
 library_merge.add_to(app)
+library_sign.add_to(app)
 library_upkeep.add_to(app)
 
 

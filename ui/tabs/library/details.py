@@ -8,9 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from ui.forms import QUIET, notice, told
-from ui.markup import facts, number, size, when
+from ui.forms import QUIET, notice, say, told
+from ui.markup import facts, note, number, size, when
 from ui.session import Session
+from ui.tabs.library.shelf import named
 
 __all__ = ["details"]
 
@@ -20,15 +21,24 @@ VECTOR_FILE = "vector.safetensors"
 
 def details(session: Session, entry: gr.Dropdown) -> None:
     """Lay the part out and fill it whenever another entry is chosen."""
-    shown = _lay()
+    shown, button = _lay()
 
     def describe(name: str | None) -> tuple[Any, ...]:
         return _described(session, name)
 
+    def sign(name: str | None) -> tuple[Any, ...]:
+        made = session.wb.sign(named(name))
+        words = "All of it is signed already."
+        if made:
+            kinds = " and ".join(dict.fromkeys(row["kind"] for row in made))
+            words = f"Signed: {kinds}, by this home's key {made[0]['key']}."
+        return say(note(words, "good")), *_described(session, name)[-4:]
+
     entry.change(told(4)(describe), entry, shown, **QUIET)
+    button.click(told(4)(sign), entry, shown, **QUIET)
 
 
-def _lay() -> list[Any]:
+def _lay() -> tuple[list[Any], gr.Button]:
     with gr.Accordion("Details", open=True, elem_id="library-details"):
         box = notice("library-details-notice")
         summary = gr.HTML(elem_id="library-summary")
@@ -45,18 +55,21 @@ def _lay() -> list[Any]:
         )
         with gr.Accordion("Where it comes from (JSON)", open=False, elem_id="library-json"):
             origin = gr.Code(language="json", interactive=False, label="Provenance")
-    return [box, summary, history, download, origin]
+            sign = gr.Button("Sign its verdicts and evaluations", size="sm", elem_id="library-sign")
+    return [box, summary, history, download, origin], sign
 
 
 def _described(session: Session, name: str | None) -> tuple[Any, ...]:
     if not name:
-        return "", [], gr.update(visible=False), ""
+        return say(), "", [], gr.update(visible=False), ""
     library = session.wb.library
     found = library.get(name)
     rows = [
         [str(past.revision), when(past.created), past.digest[:12], _words(past.info)]
         for past in library.history(name)
     ]
+    signatures = session.wb.signatures(name)
+    signers = dict.fromkeys(_signer(row) for row in signatures if row["holds"])
     summary = facts(
         {
             "name": f"{found.name} (revision {found.revision})",
@@ -65,13 +78,21 @@ def _described(session: Session, name: str | None) -> tuple[Any, ...]:
             "made for base": found.base or "",
             "made": when(found.created),
             "size": size(library.disk_use(found)),
+            **({"signed by": ", ".join(signers)} if signers else {}),
         }
     )
     download = gr.update(visible=False)
     if VECTOR_FILE in found.manifest.files:
         download = gr.update(visible=True, value=str(_exported(session, found)))
     origin = {"info": dict(found.info), "verdict": session.wb.verdict(name)}
-    return summary, rows, download, json.dumps(origin, indent=1, ensure_ascii=False, default=str)
+    text = json.dumps(origin, indent=1, ensure_ascii=False, default=str)
+    broken = [row["words"] for row in signatures if not row["holds"]]
+    return say(note(broken)), summary, rows, download, text
+
+
+def _signer(row: dict[str, Any]) -> str:
+    """Whose signature it is, in a few words."""
+    return f"{row['key'][:16]} ({row['kind']}{', this home' if row['own'] else ''})"
 
 
 def _words(info: Any) -> str:
