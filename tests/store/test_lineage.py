@@ -77,6 +77,7 @@ def test_a_revert_is_a_place_of_its_own(grown: Library) -> None:
 
 
 def test_too_much_is_counted(grown: Library) -> None:
+    assert [p.key for p in grown.lineage("kind", most=1).places] == ["kind@2"]
     found = grown.lineage("kind", most=3)
     assert len(found.places) == 3 and found.left_out == 1
     assert {k.source for k in found.links} | {k.target for k in found.links} <= {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,54 +62,60 @@ def lineage(manifests: Manifests, refs: Sequence[Ref], asked: Ref, most: int) ->
         manifests: where the entries' manifests are.
         refs: every revision of every living name.
         asked: the entry; all revisions of its name are looked at.
-        most: how many places at the most; the oldest ancestors and the newest heirs go first.
+        most: how many entries at the most; the nearest stay, those above before those below.
     """
-    by_digest: dict[str, Ref] = {}
+    first: dict[str, Ref] = {}  # the revision in which each content first came
     for ref in sorted(refs, key=lambda r: (r.created, r.name, r.revision)):
-        by_digest.setdefault(ref.digest, ref)  # the revision in which it first came
-    origins = {ref.digest: _origins(manifests, ref.digest) for ref in by_digest.values()}
+        first.setdefault(ref.digest, ref)
+    origins = {digest: _origins(manifests, digest) for digest in first}
     heirs: dict[str, list[str]] = {}
     for digest, found in origins.items():
         for parent in found:
             heirs.setdefault(parent, []).append(digest)
-    own = [r for r in refs if r.name == asked.name] or [asked]
-    starts = [ref.digest for ref in own]
 
     def above(digest: str) -> Iterable[str]:
         return origins.setdefault(digest, _origins(manifests, digest))
 
-    reached = _walk(starts, above, lambda d: heirs.get(d, ()))
-    kept = reached[:most]
+    own = [r for r in refs if r.name == asked.name] or [asked]
+    own.sort(key=lambda r: abs(r.revision - asked.revision))
+    starts = [ref.digest for ref in own]
+    reached = list(
+        dict.fromkeys([*starts, *_walk(starts, above), *_walk(starts, lambda d: heirs.get(d, ()))])
+    )
+    kept = dict.fromkeys(reached[:most])
+    shown = [
+        first.get(digest) or Ref(digest[:12], _kind(manifests, digest), 0, digest, "")
+        for digest in kept
+    ]
+    home = {ref.digest: _key(ref) for ref in shown}
     # A name's revisions of one content, as a revert makes them, are places of their own.
-    places = {_key(r): _place(r) for r in own if r.digest in kept}
-    for digest in kept:
-        ref = by_digest.get(digest) or Ref(digest[:12], _kind(manifests, digest), 0, digest, "")
-        places.setdefault(_key(ref), _place(ref))
-    home = {p.digest: p.key for p in reversed(list(places.values()))}
-    home |= {d: _key(by_digest[d]) for d in kept if d in by_digest and _key(by_digest[d]) in places}
-    links = [
+    places = {_key(ref): _place(ref) for ref in [*shown, *(r for r in own if r.digest in kept)]}
+    made = [
         Link(home[parent], home[digest], MADE, weight)
         for digest in kept
         for parent, weight in origins.get(digest, {}).items()
         if parent in home
     ]
     order = sorted(places.values(), key=lambda p: (p.created, p.name, p.revision))
+    links = (*made, *_revisions(order))
+    return Lineage(_key(asked), tuple(order), links, len(reached) - len(kept))
+
+
+def _revisions(places: Sequence[Place]) -> Iterator[Link]:
+    """From each revision of a name to the next that is shown."""
     last: dict[str, Place] = {}
-    for place in sorted((p for p in order if p.revision), key=lambda p: p.revision):
+    for place in sorted((p for p in places if p.revision), key=lambda p: p.revision):
         if place.name in last:
-            links.append(Link(last[place.name].key, place.key, NEXT))
+            yield Link(last[place.name].key, place.key, NEXT)
         last[place.name] = place
-    return Lineage(_key(asked), tuple(order), tuple(links), len(reached) - len(kept))
 
 
-def _walk(starts: Sequence[str], *ways: object) -> list[str]:
-    """What can be reached by going one way only, the nearest first."""
-    found = dict.fromkeys(starts)
-    for way in ways:
-        seen, row = set(starts), list(starts)
-        while row:
-            row = [d for digest in row for d in way(digest) if not (d in seen or seen.add(d))]  # type: ignore[operator]
-            found.update(dict.fromkeys(row))
+def _walk(starts: Sequence[str], way: Callable[[str], Iterable[str]]) -> list[str]:
+    """What can be reached by going on one way, the nearest first."""
+    found, row = dict.fromkeys(starts), list(starts)
+    while row:
+        row = [d for d in dict.fromkeys(d for at in row for d in way(at)) if d not in found]
+        found.update(dict.fromkeys(row))
     return list(found)
 
 
