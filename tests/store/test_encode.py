@@ -8,8 +8,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vectors.store.encode import planes_bf16, raw_view
-from vectors.tasks.delta import encode_xor, measure
+from vectors.store.encode import planes_bf16
+from vectors.tasks.delta import encode_xor, measure, raw_view
 
 BITS = st.integers(-(1 << 15), (1 << 15) - 1)
 

@@ -13,13 +13,15 @@ from hypothesis.extra import numpy as hnp
 
 from vectors.errors import ShapeMismatch, StoreCorrupt
 from vectors.tasks import decode_xor, delta, encode_xor, measure
-from vectors.tasks.delta import raw_bytes
+from vectors.tasks.delta import raw_bytes, raw_view
 
 DTYPES = {
     torch.bfloat16: np.uint16,
     torch.float16: np.uint16,
     torch.float32: np.uint32,
     torch.float64: np.uint64,
+    torch.float8_e4m3fn: np.uint8,
+    torch.float8_e5m2: np.uint8,
     torch.int8: np.uint8,
 }
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=7)
@@ -55,6 +57,82 @@ def test_strided_tensors_and_equal_ones() -> None:
     assert torch.equal(decode_xor(base, encode_xor(base, tuned)), tuned)
     assert measure(base, base.clone()).changed == 0
     assert measure(base, base.clone()).norm == 0.0
+
+
+def cuts(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Tensors of every way to lie in memory, no two bytes of a small one alike."""
+    whole = torch.arange(48 * dtype.itemsize, dtype=torch.uint8).view(dtype)
+    return {
+        "of no dimension": whole[5],
+        "empty": whole[:0],
+        "empty, strided": whole[48::2],
+        "empty, turned": whole[:0].reshape(0, 3).T,
+        "one element, strided": whole[::48],
+        "one column of one row": whole.reshape(1, 48)[:, 7],
+        "one element, three dimensions": whole.reshape(2, 4, 6)[1:, 3:, 4:5],
+        "strided": whole[1::3],
+        "turned": whole.reshape(6, 8).T,
+        "an inner part": whole.reshape(2, 4, 6)[:, 1:3, 2:],
+        "at an offset": whole[3:20],
+        "repeated": whole[4:5].expand(3, 2),
+        "to be learnt": whole.clone().requires_grad_() if dtype.is_floating_point else whole,
+    }
+
+
+CUTS = list(cuts(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cut", CUTS)
+def test_however_a_tensor_lies_in_memory(dtype: torch.dtype, cut: str) -> None:
+    base = cuts(dtype)[cut]
+    tuned = pattern(pattern_of(base).view(DTYPES[dtype])[::-1].reshape(base.shape), dtype)
+    flat = [pattern_of(x) for x in (base, tuned)]
+    assert raw_bytes(base) == raw_view(base).tobytes() == flat[0].tobytes()
+    restored = decode_xor(base, encode_xor(base, tuned))
+    assert (restored.dtype, restored.shape) == (dtype, base.shape)
+    assert raw_bytes(restored) == flat[1].tobytes()
+    size = dtype.itemsize
+    changed = sum(
+        flat[0].tobytes()[i : i + size] != flat[1].tobytes()[i : i + size]
+        for i in range(0, base.numel() * size, size)
+    )
+    assert measure(base, tuned).changed == changed
+    assert delta(base, tuned).shape == base.shape
+    # Nothing was written into what was given, nor into what it is a part of.
+    assert [x.tobytes() for x in flat] == [pattern_of(x).tobytes() for x in (base, tuned)]
+
+
+def pattern_of(tensor: torch.Tensor) -> np.ndarray:
+    """The bytes of each element, one by one."""
+    every = [
+        tensor.detach()[tuple(int(i) for i in place)].clone().reshape(1).view(torch.uint8).numpy()
+        for place in np.ndindex(*tensor.shape)
+    ]
+    return np.concatenate(every) if every else np.empty(0, np.uint8)
+
+
+def test_restoring_changes_neither_side_and_shares_no_memory() -> None:
+    base, tuned = torch.arange(6.0), torch.arange(6.0) * 2
+    payload = encode_xor(base, tuned)
+    restored = decode_xor(base, payload)
+    restored += 1
+    assert base.tolist() == [0, 1, 2, 3, 4, 5] and tuned.tolist() == [0, 2, 4, 6, 8, 10]
+    assert decode_xor(base, payload).tolist() == tuned.tolist()
+
+
+def test_another_default_device_changes_nothing() -> None:
+    base, tuned = torch.arange(4.0), torch.arange(4.0) + 0.5
+    with torch.device("meta"):
+        restored = decode_xor(base, encode_xor(base, tuned))
+    assert torch.equal(restored, tuned)
+
+
+def test_a_small_change_of_large_fp64_weights_is_seen() -> None:
+    base = torch.tensor([1e9, -3.0], dtype=torch.float64)
+    tuned = base + torch.tensor([0.25, 1e-12], dtype=torch.float64)
+    assert delta(base, tuned).tolist() == pytest.approx((tuned - base).tolist(), rel=1e-6)
+    assert measure(base, tuned).norm == pytest.approx(0.25, rel=1e-6)
 
 
 def test_golden_payload_planes() -> None:

@@ -12,17 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-__all__ = ["planes_bf16", "raw_view"]
+__all__ = ["planes_bf16"]
 
 LANES = 1024
-
-
-def raw_view(tensor: Tensor) -> np.ndarray:
-    """The elements' bytes as they stand in a safetensors file, without a copy where there can be."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 @functools.cache

@@ -16,10 +16,17 @@ from vectors.errors import ShapeMismatch, StoreCorrupt, VectorFileError
 from vectors.formats.canonical import sha256
 from vectors.formats.native import vector_from_bytes
 from vectors.store.checkpoint import dtype_name
-from vectors.store.encode import planes_bf16, raw_view
+from vectors.store.encode import planes_bf16
 from vectors.store.manifests import Manifest, TensorPart
 from vectors.store.objects import Batch, Objects
-from vectors.tasks.delta import check_alike, decode_xor, encode_xor, measure, raw_bytes
+from vectors.tasks.delta import (
+    check_alike,
+    decode_xor,
+    encode_xor,
+    measure,
+    raw_bytes,
+    raw_view,
+)
 from vectors.types import SteeringVector
 
 __all__ = ["VECTOR_FILE", "BaseTensors", "Progress", "read_steering", "read_tuned", "write_task"]

@@ -47,11 +47,14 @@ class Change:
 def delta(base: Tensor, tuned: Tensor) -> Tensor:
     """Return `tuned - base` in fp32; exactly 0 wherever the bits are equal, infinities included.
 
+    fp64 is subtracted before it is rounded, so that a small change of a large weight is seen.
+
     Raises:
         ShapeMismatch: the shapes or dtypes differ.
     """
     check_alike(base, tuned)
-    difference = tuned.detach().cpu().float() - base.detach().cpu().float()
+    wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+    difference = (tuned.detach().cpu().to(wide) - base.detach().cpu().to(wide)).float()
     if not math.isfinite(difference.sum()):
         equal = torch.from_numpy(_bits(base) == _bits(tuned)).reshape(base.shape)
         difference.masked_fill_(equal, 0.0)
@@ -109,7 +112,8 @@ def decode_xor(base: Tensor, payload: bytes) -> Tensor:
             "fetch the task vector again."
         ) from error
     xor_IP = np.frombuffer(planes, np.uint8).reshape(base.element_size(), -1)
-    tuned = torch.empty(base.shape, dtype=base.dtype)
+    # On the CPU whatever the default device is: the bits are written through shared memory.
+    tuned = torch.empty(base.shape, dtype=base.dtype, device="cpu")
     bits_P = _bits(tuned)
     bits_P.view(np.uint8).reshape(-1, base.element_size())[:] = xor_IP.T
     bits_P ^= _bits(base)
@@ -123,7 +127,10 @@ def raw_bytes(tensor: Tensor) -> bytes:
 
 def raw_view(tensor: Tensor) -> np.ndarray:
     """Return the same bytes as an array of uint8; shares memory where `tensor` is contiguous."""
-    return _bits(tensor).view(np.uint8)
+    flat = tensor.detach().cpu().contiguous()
+    # A tensor of at most one element counts as contiguous whatever its strides are, and a view of
+    # another type needs a stride of 1.
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy()
 
 
 def check_alike(base: Tensor, tuned: Tensor) -> None:
@@ -137,8 +144,7 @@ def check_alike(base: Tensor, tuned: Tensor) -> None:
 
 def _bits(tensor: Tensor) -> np.ndarray:
     """The bit patterns as unsigned integers, `[P]`; shares memory where `tensor` is contiguous."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().view(_INTEGERS[tensor.element_size()])
+    return raw_view(tensor).view(_INTEGERS[tensor.element_size()])
 
 
 def _add_squares(lanes: np.ndarray, x_P: np.ndarray) -> None:
