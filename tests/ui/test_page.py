@@ -103,7 +103,7 @@ def test_every_chart_has_a_table_twin(still: Any) -> None:
     ids = {b.elem_id for b in still.blocks.values()}
     charts_of = {i.removesuffix("-chart") for i in ids if i and i.endswith("-chart")}
     library = {f"library-{part}" for part in ("lineage", "versions", "interference")}
-    assert charts_of == {"extract", "verify", "train", *library}
+    assert charts_of == {"extract", "verify", "train", "runs", *library}
     assert {f"{name}-twin" for name in charts_of} <= ids
 
 

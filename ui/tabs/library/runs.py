@@ -9,6 +9,7 @@ import gradio as gr
 from ui.forms import STILL, notice, say, told
 from ui.markup import log_box, note, progress, seconds, when
 from ui.session import Session
+from ui.tabs.library.found import lay_found, show_found
 from ui.tabs.library.shelf import named
 
 __all__ = ["all_runs"]
@@ -36,10 +37,12 @@ def all_runs(session: Session, tab: gr.Tab) -> None:
             cancel = gr.Button("Cancel run", variant="stop", scale=0, min_width=160,
                                elem_id="runs-cancel")  # fmt: skip
         bar = gr.HTML(elem_id="runs-progress")
+        found = lay_found()
         lines = gr.HTML(elem_id="runs-log")
+        seen = gr.State("")
     timer = gr.Timer(PACE)
 
-    def fill(run_id: str | None) -> tuple[Any, ...]:
+    def fill(run_id: str | None, mark: str = "") -> tuple[Any, ...]:
         views = runs.list()[:MOST_RUNS]
         rows = [
             [
@@ -50,21 +53,27 @@ def all_runs(session: Session, tab: gr.Tab) -> None:
         ]  # fmt: skip
         names = [v.id for v in views]
         kept = run_id if run_id in names else (names[0] if names else None)
-        return (rows, gr.update(choices=names, value=kept), *described(kept))
+        return (rows, gr.update(choices=names, value=kept), *described(kept, mark))
 
-    def described(run_id: str | None) -> tuple[Any, ...]:
+    def described(run_id: str | None, mark: str) -> tuple[Any, ...]:
         if not run_id:
             return (
                 note("No run yet; Extract, Verify, Train and Compare start them.", "plain"),
                 "",
                 gr.update(interactive=False),
+                "",
+                *show_found(None),
             )
         view = runs.get(run_id)
         state = view.state
         look = progress(
             state.state, state.share, state.words, view.seconds, view.seconds_left, state.error
         )
-        return look, log_box(view.log_tail()), gr.update(interactive=not view.ended)
+        # Drawn anew only where there is something new, so that nobody's zoom is lost.
+        now = f"{view.id}:{state.state}:{len(view.events())}"
+        drawn = show_found(view) if now != mark else tuple(gr.skip() for _ in found)
+        cancellable = gr.update(interactive=not view.ended)
+        return look, log_box(view.log_tail()), cancellable, now, *drawn
 
     def stopped(run_id: str | None) -> tuple[Any, ...]:
         runs.cancel(named(run_id))
@@ -73,9 +82,10 @@ def all_runs(session: Session, tab: gr.Tab) -> None:
     def clicked(event: gr.SelectData) -> Any:
         return str(event.row_value[0]) if event.row_value else gr.skip()
 
-    parts = [table, chosen, bar, lines, cancel]
+    about = [bar, lines, cancel, seen, *found]
+    parts = [table, chosen, *about]
     session.on_show(tab, fill, [chosen], box, parts)
-    timer.tick(told(len(parts))(fill), chosen, [box, *parts], **STILL)
+    timer.tick(told(len(parts))(fill), [chosen, seen], [box, *parts], **STILL)
     table.select(clicked, outputs=chosen, **STILL)
-    chosen.change(told(3)(described), chosen, [box, bar, lines, cancel], **STILL)
+    chosen.change(told(len(about))(described), [chosen, seen], [box, *about], **STILL)
     cancel.click(told(0)(stopped), chosen, box, **STILL)
