@@ -36,6 +36,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "learn": {**COMMON, "contrast": "cheerful", "name": "new"},
     "compare": COMPARE,
     "gradients": COMMON,
+    "search": {**COMMON, "recipe": "baked", "behaviours": ["cheerful"]},
+    "bisect": {**COMMON, "entries": "baked"},
     "demo": COMMON,
 }
 

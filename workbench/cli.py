@@ -18,6 +18,7 @@ from workbench.commands import (
     contrast,
     doctor,
     exchange,
+    find,
     generate,
     library,
     models,
@@ -40,7 +41,7 @@ DEBUG = "WORKBENCH_DEBUG"
 
 ORDER = (
     *("doctor", "app", "models", "contrast", "extract", "generate", "verify", "train", "compare"),
-    *("gradients", "library", "runs", "serve", "demo", "bench"),
+    *("gradients", "search", "bisect", "library", "runs", "serve", "demo", "bench"),
 )
 
 
@@ -81,6 +82,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(contrast.app, name="contrast")
 generate.add_to(app)
 work.add_to(app)
+find.add_to(app)
 exchange.add_to(library.app)
 app.add_typer(library.app, name="library")
 app.add_typer(runs.app, name="runs")

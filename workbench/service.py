@@ -6,9 +6,9 @@
     wb.extract("cheerful", name="cheerful")
     print(wb.generate("How was your day?", steer="cheerful=0.2").text)
 
-Long work (`extract`, `verify`, `train`, `learn`, `compare`, `gradients`, `demo`) is a run: `start`
-returns at once, the methods named after the work wait for it. Engines are started when first needed,
-and end with the process that started them.
+Long work (`extract`, `verify`, `train`, `learn`, `compare`, `gradients`, `search`, `bisect`, `demo`)
+is a run: `start` returns at once, the methods named after the work wait for it. Engines are started
+when first needed, and end with the process that started them.
 """
 
 from __future__ import annotations
@@ -347,6 +347,25 @@ class Workbench:
     def gradients(self, *, watch: Watch = lambda _: None, **options: Any) -> dict[str, Any]:
         """Measure where the gradient of decisions flows, and what training moved; writes a report."""
         return self._run("gradients", watch, options)
+
+    def search(
+        self,
+        recipe: str,
+        behaviours: Sequence[str],
+        *,
+        watch: Watch = lambda _: None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Search the coefficients of a recipe's ingredients, scored on contrast sets; `name` keeps
+        the best."""
+        asked = {"recipe": recipe, "behaviours": list(behaviours), **options}
+        return self._run("search", watch, asked)
+
+    def bisect(
+        self, entries: str, *, watch: Watch = lambda _: None, **options: Any
+    ) -> dict[str, Any]:
+        """Find the version or the ingredient between `good..bad` that changed a behaviour."""
+        return self._run("bisect", watch, {"entries": entries, **options})
 
     def demo(self, *, watch: Watch = lambda _: None, **options: Any) -> dict[str, Any]:
         """The whole loop on `cheerful`, measured; see `workbench demo`."""

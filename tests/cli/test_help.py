@@ -18,7 +18,7 @@ from workbench.cli import ORDER, app
 HEAVY = ("torch", "transformers", "vllm", "gradio", "numpy", "httpx", "huggingface_hub")
 DOCUMENTED = (
     *("doctor", "app", "models", "contrast", "extract", "generate", "verify", "train", "compare"),
-    *("gradients", "library", "runs", "serve", "bench", "demo"),
+    *("gradients", "search", "bisect", "library", "runs", "serve", "bench", "demo"),
 )
 
 

@@ -127,6 +127,37 @@ RESULTS: dict[str, dict[str, Any]] = {
         "margin": {"base": 1.0, "steered": 2.0, "trained": 1.9},
         "kl": {"steered": 0.1, "trained": float("nan")},
     },
+    "search": {
+        "way": "together",
+        "behaviours": [{"name": "cheerful", "weight": 1.0, "pairs": 25, "base_margin": -7.0}],
+        "points": [
+            {
+                "terms": "",
+                "changes": {"cheerful": 0.0},
+                "forgetting": 0.0,
+                "score": 0.0,
+                "within": True,
+            },
+            {
+                "terms": "t=2",
+                "changes": {"cheerful": float("nan")},
+                "forgetting": 9.0,
+                "score": float("nan"),
+                "within": False,
+            },
+        ],
+        "best": {"terms": ""},
+        "words": "No coefficients are better.",
+        "kept": {"name": "best", "revision": 1, "digest": "ab"},
+        "seconds": 40.0,
+    },
+    "bisect": {
+        "measured": [{"state": "t@1", "value": 1.0}, {"state": "t@2", "value": float("nan")}],
+        "test": {"behaviour": "", "threshold": 0.5, "words": "the general loss"},
+        "bad_is": "above",
+        "words": "'t@2' changed it.",
+        "seconds": 4.0,
+    },
     "demo": {
         "vector": "demo-cheerful",
         "task": "demo-cheerful-baked",

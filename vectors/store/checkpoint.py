@@ -15,7 +15,16 @@ from torch import Tensor
 
 from vectors.errors import ModelNotSupported
 
-__all__ = ["DTYPES", "SINGLE", "Checkpoint", "Slot", "WeightFile", "dtype_name", "weight_files"]
+__all__ = [
+    "DTYPES",
+    "INDEX",
+    "SINGLE",
+    "Checkpoint",
+    "Slot",
+    "WeightFile",
+    "dtype_name",
+    "weight_files",
+]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -7,14 +7,15 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import torch
 from filelock import FileLock
+from torch import Tensor
 
 from vectors.errors import ModelMismatch, NameTaken, ShapeMismatch
 from vectors.formats.atomic import disk_errors, sync_folder
-from vectors.store.checkpoint import Checkpoint, WeightFile
+from vectors.store.checkpoint import INDEX, Checkpoint, WeightFile
 from vectors.store.digest import DIGEST_CACHE, base_digest
 from vectors.store.manifests import Manifest
 from vectors.tasks.delta import delta, raw_bytes
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     # The library keeps task vectors and so imports this package; here it is only a type.
     from vectors.store.library import Library
 
-__all__ = ["RECIPE_FILE", "materialise", "write_weights"]
+__all__ = ["RECIPE_FILE", "changed_tensors", "materialise", "write_weights"]
 
 RECIPE_FILE = "workbench-recipe.json"
 # Every form that weights come in; everything else beside them belongs to the model.
@@ -71,12 +72,7 @@ def materialise(
             f"The recipe is for base {recipe.base[:12]}, and {base_dir} has {base[:12]}; "
             "give the folder of the recipe's own model."
         )
-    check_count(recipe.op.row, len(recipe.terms))
-    terms: list[Term] = []
-    for digest, _ in recipe.terms:
-        task = library.task_by_digest(digest, recipe.base)
-        _check_names(task, checkpoint, base_dir)
-        terms.append(LibraryTerm(digest, library, task, checkpoint))
+    terms = _terms(library, recipe, checkpoint, base_dir)
     weights = [weight for _, weight in recipe.terms]
     with disk_errors(target), _partial(target) as folder:
         if _is_made(target, recipe):
@@ -90,6 +86,41 @@ def materialise(
         folder.rename(target)
         sync_folder(target.parent)
     return target
+
+
+def changed_tensors(
+    library: Library, recipe: Recipe, base_dir: Path, scratch: Path
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the new tensor of everything that the recipe may change in its base.
+
+    For models that are in memory already; the bits are those of `materialise`, a tensor at a time.
+
+    Args:
+        base_dir: the recipe's own base, which is not looked at again here.
+        scratch: a folder on a disk with room for the model; only TIES, which is merged out of
+            core, writes there, and clears it away.
+
+    Raises:
+        NameNotFound, ModelMismatch, ShapeMismatch, InputError: see `materialise`.
+        OutOfSpace: no space for TIES.
+    """
+    checkpoint = Checkpoint(base_dir)
+    terms = _terms(library, recipe, checkpoint, base_dir)
+    weights = [weight for _, weight in recipe.terms]
+    names = [name for name in checkpoint if any(term.changes(name) for term in terms)]
+    if not isinstance(recipe.op.parameters, TiesParameters):
+        for name in names:
+            yield name, _tensor(name, checkpoint, list(zip(weights, terms, strict=True)), recipe.op)
+        return
+    with disk_errors(scratch), TemporaryDirectory(dir=scratch) as written:
+        folder = Path(written)
+        if (base_dir / INDEX).is_file():
+            shutil.copyfile(base_dir / INDEX, folder / INDEX)
+        for _ in write_weights(checkpoint, terms, weights, recipe.op, folder, LibraryMemo(library)):
+            pass
+        merged = Checkpoint(folder)
+        for name in names:
+            yield name, merged[name]
 
 
 def write_weights(
@@ -130,6 +161,17 @@ def _is_made(target: Path, recipe: Recipe) -> bool:
             f"{target} exists and was not made by this recipe; remove it, or choose another folder."
         )
     return True
+
+
+def _terms(library: Library, recipe: Recipe, checkpoint: Checkpoint, base_dir: Path) -> list[Term]:
+    """The recipe's task vectors, in its order, once it is known that they fit."""
+    check_count(recipe.op.row, len(recipe.terms))
+    terms: list[Term] = []
+    for digest, _ in recipe.terms:
+        task = library.task_by_digest(digest, recipe.base)
+        _check_names(task, checkpoint, base_dir)
+        terms.append(LibraryTerm(digest, library, task, checkpoint))
+    return terms
 
 
 def _check_names(task: Manifest, checkpoint: Checkpoint, base_dir: Path) -> None:
@@ -183,19 +225,22 @@ def _write(
         for slot in file.slots:
             if not any(term.changes(slot.name) for _, term in terms):
                 out.write(checkpoint.read(slot.name))
-            elif op == LINEAR:
-                base = checkpoint[slot.name]
-                moving = [(w, t) for w, t in terms if t.changes(slot.name)]
-                tuned = [(w, t.tensor(slot.name, base)) for w, t in moving]
-                out.write(raw_bytes(combine(base, tuned)))
             else:
-                out.write(raw_bytes(_merged(slot.name, checkpoint[slot.name], terms, op)))
+                out.write(raw_bytes(_tensor(slot.name, checkpoint, terms, op)))
             yield slot.name
 
 
-def _merged(
-    name: str, base: torch.Tensor, terms: Sequence[tuple[float, Term]], op: Operation
-) -> torch.Tensor:
+def _tensor(
+    name: str, checkpoint: Checkpoint, terms: Sequence[tuple[float, Term]], op: Operation
+) -> Tensor:
+    """A tensor that some term changes, merged by a method that needs no other tensor."""
+    base = checkpoint[name]
+    if op != LINEAR:
+        return _merged(name, base, terms, op)
+    return combine(base, [(w, t.tensor(name, base)) for w, t in terms if t.changes(name)])
+
+
+def _merged(name: str, base: Tensor, terms: Sequence[tuple[float, Term]], op: Operation) -> Tensor:
     tuned = {t.key: t.tensor(name, base) if t.changes(name) else base for _, t in terms}
     if not base.dtype.is_floating_point:
         raise ShapeMismatch(

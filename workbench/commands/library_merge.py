@@ -12,7 +12,7 @@ from vectors.errors import InputError, NameNotFound
 from workbench.commands.shared import Session, command
 from workbench.commands.show import facts, lines
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "read_option"]
 
 METHODS = {"name": "method", "summary": "what it does"}
 OPTIONS = {"name": "option", "default": "default", "values": "values", "description": "meaning"}
@@ -43,7 +43,7 @@ def merge(
 ) -> None:
     """Keep task vectors, merged by a method, as a recipe; any term can be left out again later."""
     session.model()
-    kept = session.wb.combine(name, terms, method, dict(_option(text) for text in option or []))
+    kept = session.wb.combine(name, terms, method, dict(read_option(text) for text in option or []))
     words = f"Kept as {kept['name']}@{kept['revision']} ({kept['digest'][:12]}), by {method}."
     session.answer(kept, lambda out: out.print(words))
 
@@ -104,7 +104,12 @@ def interference(
     session.answer(found, draw)
 
 
-def _option(text: str) -> tuple[str, Any]:
+def read_option(text: str) -> tuple[str, Any]:
+    """Parse `key=value`; a value that is no JSON is a word.
+
+    Raises:
+        InputError: no key or no value.
+    """
     key, given, value = text.partition("=")
     if not given or not key.strip():
         raise InputError(f"An option is written key=value, not {text[:60]!r}; try density=0.3.")

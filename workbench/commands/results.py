@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from workbench.commands.found import draw_bisect, draw_search
 from workbench.commands.show import facts, lines, number, span
 
 __all__ = ["draw_result", "draw_verdict"]
@@ -42,6 +43,8 @@ def draw_result(out: Console, kind: str, result: Result) -> None:
         "learn": _learn,
         "compare": _compare,
         "gradients": _gradients,
+        "search": draw_search,
+        "bisect": draw_bisect,
         "demo": _demo,
     }
     drawers.get(kind, _plain)(out, result)

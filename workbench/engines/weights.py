@@ -19,7 +19,7 @@ from vectors.tasks.sources import LibraryTerm
 from workbench.models.catalog import Model
 from workbench.settings import Home
 
-__all__ = ["interference_of", "materialised", "recipe_of", "save_recipe"]
+__all__ = ["composed", "interference_of", "materialised", "recipe_of", "save_recipe"]
 
 Report = Callable[[float, str], None]
 
@@ -88,6 +88,27 @@ def _make_room(home: Home, model: Model) -> None:
         )
 
 
+def composed(
+    library: Library,
+    model: Model,
+    terms: Sequence[TaskTerm],
+    method: str = "linear",
+    options: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Return the recipe of `terms`, merged by `method`.
+
+    Raises:
+        NameNotFound: no such method, task vector or recipe.
+        InputError: options that the method does not have, too few terms for it, or a recipe of
+            another method among the terms.
+    """
+    recipe = recipe_of(library, model, terms)
+    if method != "linear" or options:
+        recipe = merged_by(Operation.of(method, options or {}), recipe)
+        check_count(recipe.op.row, len(recipe.terms))
+    return recipe
+
+
 def save_recipe(
     library: Library,
     model: Model,
@@ -104,10 +125,7 @@ def save_recipe(
         InputError: options that the method does not have, too few terms for it, or a recipe of
             another method among the terms.
     """
-    recipe = recipe_of(library, model, terms)
-    if method != "linear" or options:
-        recipe = merged_by(Operation.of(method, options or {}), recipe)
-        check_count(recipe.op.row, len(recipe.terms))
+    recipe = composed(library, model, terms, method, options)
     return library.save_recipe(name, recipe, info={"written": format_tasks(terms)})
 
 

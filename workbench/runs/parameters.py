@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from vectors.errors import DoseError, InputError, ModelMismatch, NameNotFound, NameTaken
-from vectors.grammar import check_dose, check_name
+from vectors.grammar import check_dose, check_name, parse_tasks
+from vectors.tasks import Operation
 from vectors.types import Method
 from workbench.data.chat import parse_chats
 from workbench.data.instructions import read_instructions
+from workbench.search.behaviours import check_measurable, parse_behaviours
+from workbench.search.between import Over, parse_between, revisions_between
+from workbench.search.ways import COEFFICIENTS, Way, check_points
 from workbench.service import Workbench, check_engine
 
 __all__ = ["KINDS", "checked"]
@@ -36,6 +40,14 @@ def _sweep(doses: list[float]) -> list[float]:
     return swept
 
 
+def _ascending(coefficients: list[float]) -> list[float]:
+    return sorted(set(coefficients))
+
+
+def _name_or_none(name: str) -> str:
+    return check_name(name) if name else ""
+
+
 Name = Annotated[str, AfterValidator(check_name)]
 Ref = Annotated[str, Field(min_length=1, max_length=300)]
 Dose = Annotated[float, AfterValidator(_effective)]
@@ -44,6 +56,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Prompts = Annotated[int, Field(ge=8, le=5000)]
 Controls = Annotated[int, Field(ge=1, le=199)]
 Path_ = Annotated[str, Field(max_length=4096)]
+Contrast = Annotated[str, Field(min_length=1, max_length=4096)]
+Coefficient = Annotated[float, Field(ge=-100, le=100)]
+Coefficients = Annotated[
+    list[Coefficient], Field(min_length=1, max_length=64), AfterValidator(_ascending)
+]
 Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST)]
 
 
@@ -139,6 +156,28 @@ class Gradients(_Parameters):
     task: str = Field("", max_length=300)
 
 
+class Search(_Parameters):
+    """The best coefficients of a recipe's ingredients, kept as `name` where one is given."""
+
+    recipe: str = Field(min_length=1, max_length=4000)
+    behaviours: Annotated[list[Contrast], Field(min_length=1, max_length=16)]
+    way: Way = "together"
+    coefficients: Coefficients = list(COEFFICIENTS)
+    method: str = Field("linear", max_length=100)
+    options: dict[str, JsonValue] = {}
+    budget: float = Field(0.5, gt=0, le=100)
+    name: Annotated[str, AfterValidator(_name_or_none)] = ""
+
+
+class Bisect(_Parameters):
+    """What changed a behaviour, or the general loss where no behaviour is named."""
+
+    entries: str = Field(min_length=1, max_length=600)
+    behaviour: str = Field("", max_length=4096)
+    threshold: float | None = None
+    over: Over = "auto"
+
+
 class Demo(_Parameters):
     """The whole loop; names of what it keeps start with `prefix`."""
 
@@ -157,6 +196,8 @@ KINDS: dict[str, type[_Parameters]] = {
     "learn": Learn,
     "compare": Compare,
     "gradients": Gradients,
+    "search": Search,
+    "bisect": Bisect,
     "demo": Demo,
 }
 
@@ -204,6 +245,10 @@ def checked(kind: str, parameters: Mapping[str, Any], workbench: Workbench) -> d
                 parse_chats(Path(found["data"]))
             if asked.task:
                 _must_fit(asked, {asked.task: TASK}, workbench)
+        case Search():
+            found["behaviours"] = _search(asked, workbench)
+        case Bisect():
+            found["behaviour"] = _bisect(asked, workbench)
         case Compare():
             _must_fit(asked, {asked.vector: VECTOR, asked.task: TASK}, workbench)
     return found
@@ -252,6 +297,48 @@ def _data(asked: Learn, workbench: Workbench) -> dict[str, str]:
         **paths,
         **({"contrast": _contrast(asked.contrast, workbench)} if asked.contrast else {}),
     }
+
+
+def _search(asked: Search, workbench: Workbench) -> list[str]:
+    """The behaviours with their whole paths and weights."""
+    terms = parse_tasks(asked.recipe)
+    refs = [t.name if t.revision is None else f"{t.name}@{t.revision}" for t in terms]
+    _must_fit(asked, dict.fromkeys(refs, TASK), workbench)
+    library = workbench.library
+    ingredients: set[str] = set()
+    for ref in refs:
+        entry = library.get(ref)
+        recipe = library.load_recipe(ref)[1] if entry.kind == "recipe" else None
+        ingredients |= {entry.digest} if recipe is None else {digest for digest, _ in recipe.terms}
+    check_points(asked.way, len(ingredients), asked.coefficients)
+    least = Operation.of(asked.method, asked.options).row.least
+    if least > 1 and 0 in asked.coefficients and asked.way != "together":
+        raise InputError(
+            f"The method '{asked.method}' needs at least {least} ingredients, so none can be left "
+            "out; take 0 out of the coefficients."
+        )
+    if asked.name:
+        _must_be_free(asked.name, TASK[1:], workbench)
+    weights = parse_behaviours(asked.behaviours)
+    for named in weights:
+        check_measurable(workbench.contrast.get(named))
+    return [f"{_contrast(named, workbench)}={weight!r}" for named, weight in weights.items()]
+
+
+def _bisect(asked: Bisect, workbench: Workbench) -> str:
+    """The behaviour's name or whole path, once it is known that the entries can be told apart."""
+    good, bad, over = parse_between(asked.entries, asked.over)
+    _must_fit(asked, dict.fromkeys([side for side in (good, bad) if side], TASK), workbench)
+    library = workbench.library
+    if good and library.get(good).digest == library.get(bad).digest:
+        raise InputError(f"'{good}' and '{bad}' are the same; name two entries that differ.")
+    if over == "history":
+        for entry in revisions_between(library, good, bad):
+            _must_fit(asked, {f"{entry.name}@{entry.revision}": TASK}, workbench)
+    if not asked.behaviour:
+        return ""
+    check_measurable(workbench.contrast.get(asked.behaviour))
+    return _contrast(asked.behaviour, workbench)
 
 
 def _must_be_free(name: str, kinds: tuple[str, ...], workbench: Workbench) -> None:

@@ -70,7 +70,7 @@ class RunView(BaseModel):
 
     @property
     def kind(self) -> str:
-        """extract, verify, train, learn, compare or demo."""
+        """One of `workbench.runs.parameters.KINDS`, such as extract or train."""
         return self.record.kind
 
     @property

@@ -43,9 +43,11 @@ def do(kind: str, parameters: Parameters, home: Home, progress: Progress) -> dic
         InputError: there is no such kind.
         WorkbenchError: whatever the work itself raises.
     """
+    from workbench.runs.bisect import bisect_run  # noqa: PLC0415  # only where asked for
     from workbench.runs.demo import demo  # noqa: PLC0415  # demo uses this module's functions
     from workbench.runs.gradients import gradients_run  # noqa: PLC0415  # only where asked for
     from workbench.runs.learn import learn_run  # noqa: PLC0415  # uses this module's, too
+    from workbench.runs.search import search_run  # noqa: PLC0415  # only where asked for
 
     works = {
         "extract": extract_run,
@@ -54,6 +56,8 @@ def do(kind: str, parameters: Parameters, home: Home, progress: Progress) -> dic
         "learn": learn_run,
         "compare": compare_run,
         "gradients": gradients_run,
+        "search": search_run,
+        "bisect": bisect_run,
         "demo": demo,
     }
     if kind not in works:
