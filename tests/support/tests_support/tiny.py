@@ -69,7 +69,7 @@ def make_tiny_llama(folder: Path, seed: int = 0) -> Path:
 
 
 def make_family(kind: str, folder: Path) -> Path:
-    """Save a random model of another family, 4 blocks, D 64, without tokenizer; the hybrid in bf16."""
+    """Save a random model of another family, 4 blocks, D 64, without tokenizer; weights in bf16."""
     import transformers
 
     torch.manual_seed(0)
@@ -88,23 +88,33 @@ def make_family(kind: str, folder: Path) -> Path:
         "pad_token_id": 0,
         "initializer_range": 0.15,
     }
+    linear: dict[str, object] = {
+        # The CPU kernel for Gated DeltaNet takes no heads of 32.
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+        "linear_conv_kernel_dim": 4,
+    }
     more: dict[str, dict[str, object]] = {
+        "Llama": {},
         "Qwen2": {},
         "Qwen3": {},
         "Mistral": {"sliding_window": 48},
         "Gemma": {},
         "Gemma3": {"sliding_window": 48, "query_pre_attn_scalar": 32},
-        "Qwen3_5": {
-            # The CPU kernel for Gated DeltaNet takes no heads of 32.
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 64,
-            "linear_value_head_dim": 64,
-            "linear_conv_kernel_dim": 4,
+        "Qwen3Next": {
+            **linear,
+            "tie_word_embeddings": False,  # vLLM has no tied one
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64,
         },
+        "Qwen3_5": linear,
     }
     text = "Text" if kind in ("Gemma3", "Qwen3_5") else ""
-    config = getattr(transformers, f"{kind}{text}Config")(**shared, **more[kind])
+    config = getattr(transformers, f"{kind}{text}Config")(**(shared | more[kind]))
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder

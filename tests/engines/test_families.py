@@ -1,0 +1,156 @@
+"""Decoders of other families in real vLLM, steered as in transformers; layers are found by structure.
+
+Every family is a tiny random checkpoint, and all of them run one after another in one process. vLLM on
+the CPU runs all that are named here: none is left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import pytest
+import torch
+from tests_support.offline import environment
+from tests_support.tiny import make_family
+from transformers import AutoModelForCausalLM
+
+from vectors.steering.controls import random_direction
+from vectors.steering.operators import apply_edit, combine, edit_of
+from vectors.store import Library
+from vectors.types import SteeringVector
+from workbench.engines.vllm.spec import resolve_request
+from workbench.models.blocks import decoder_blocks
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+DENSE = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma", "Gemma3"]
+HYBRID = ["Qwen3Next", "Qwen3_5"]  # vLLM's Gated DeltaNet on the CPU takes bfloat16 alone
+BASE = "0" * 64
+IDS = torch.randint(4, 500, (90,), generator=torch.Generator().manual_seed(5)).tolist()
+AFTER = 40
+LATE = '{"terms": [{"name": "axis", "dose": 1.5, "blocks": [1, 3]}], "start": 45}'
+STEERS = ["axis=1.0:0-3", "axis=-1.5:2", "axis=1:0-3!ablate", "axis=1.5:2!turn", LATE]
+DECODED = "axis=2.0:1-2/decode"
+CLOSE = {False: 1e-4, True: 0.2}  # of the steering's whole effect: float32, and a hybrid's bfloat16
+OPTIONS = {
+    "max_model_len": 256,
+    "max_num_batched_tokens": 256,
+    "max_num_seqs": 4,
+    "num_gpu_blocks_override": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    found = Library(tmp_path_factory.mktemp("families") / "library")
+    for seed, name in ((30, "axis"), (40, "other")):
+        directions = {b: random_direction(64, seed + b) for b in range(4)}
+        vector = SteeringVector(BASE, directions, dict.fromkeys(directions, 8.0), 2)
+        found.save_vector(name, vector)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {kind: make_family(kind, root / kind) for kind in [*DENSE, *HYBRID]}
+
+
+@pytest.fixture(scope="module")
+def answers(folders, library, tmp_path_factory):
+    """What vLLM says: the score of each steering, and what it decodes."""
+    scored = [{"ids": IDS, "steer": steer, "score": AFTER} for steer in ["", *STEERS]]
+    decoded = [{"ids": IDS[:20], "steer": steer, "tokens": 12} for steer in ["", DECODED]]
+    plan = [
+        {
+            "folder": str(folder),
+            "options": OPTIONS | {"dtype": "bfloat16" if kind in HYBRID else "float32"},
+            "steps": [scored, decoded],
+        }
+        for kind, folder in folders.items()
+    ]
+    out = subprocess.run(
+        [sys.executable, "-m", "tests_support.offline"],
+        input=json.dumps(plan),
+        env=environment(library.root, BASE, tmp_path_factory.mktemp("cache")),
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    return dict(zip(folders, json.loads(out.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.fixture(scope="module")
+def reference(folders, library):
+    """Each token's log-probability in transformers, its decoder layers steered by hooks."""
+
+    @functools.cache
+    def model(kind):
+        return AutoModelForCausalLM.from_pretrained(folders[kind], dtype=torch.float32).eval()
+
+    def logp_TV(kind, ids, steer, start=0):
+        resolved = resolve_request(steer, library, BASE) if steer else None
+        layers = decoder_blocks(model(kind))
+        by_block = {}
+        for i in resolved.injections if resolved else ():
+            vector = library.vector_by_digest(i.vector)
+            args = vector.directions[i.block], vector.mean_norms[i.block], i.dose
+            by_block.setdefault(i.block, []).append(edit_of(i.operator, *args))
+        start = max(start, resolved.start if resolved else 0)
+
+        def edited(edit):
+            def hook(module, inputs, output):
+                h_1TD = output[0] if isinstance(output, tuple) else output
+                h_1TD = h_1TD.clone()
+                h_1TD[0, start:] = apply_edit(h_1TD[0, start:], edit)
+                return (h_1TD, *output[1:]) if isinstance(output, tuple) else h_1TD
+
+            return hook
+
+        with ExitStack() as stack, torch.no_grad():
+            for block, edits in by_block.items():
+                hook = layers[block].register_forward_hook(edited(combine(edits)))
+                stack.callback(hook.remove)
+            logits_TV = model(kind)(torch.tensor([ids])).logits[0]
+        return logits_TV.log_softmax(-1)
+
+    return logp_TV
+
+
+def score(logp_TV):
+    """The log-probability of each token of the continuation."""
+    return logp_TV[range(AFTER - 1, len(IDS) - 1), IDS[AFTER:]]
+
+
+@pytest.mark.parametrize("kind", [*DENSE, *HYBRID])
+def test_a_prompt_scores_as_in_transformers(kind, answers, reference):
+    hello = answers[kind]["hello"]
+    assert hello["selftest"]["blocks"] == 4, "each decoder layer was found and tested at load"
+    _, *found = (torch.tensor(answer["score"]) for answer in answers[kind]["steps"][0])
+    for steer, ours_T in zip(STEERS, found, strict=True):
+        wanted_T = score(reference(kind, IDS, steer))
+        wrong = ["", steer.replace("axis", "other"), *(s for s in STEERS if s != steer)]
+        effect = (wanted_T - score(reference(kind, IDS, ""))).norm()
+        assert (ours_T - wanted_T).norm() / effect < CLOSE[kind in HYBRID], steer
+        for other in wrong:
+            away = (ours_T - score(reference(kind, IDS, other))).norm() / effect
+            assert away > 0.6, f"{steer} would pass as {other or 'unsteered'}"
+
+
+@pytest.mark.parametrize("kind", [*DENSE, *HYBRID])
+def test_decoding_says_what_transformers_would(kind, answers, reference):
+    (plain,), (steered,) = (answer["ids"] for answer in answers[kind]["steps"][1])
+    assert plain[0] == steered[0], "the first token comes from the prompt, which is not steered"
+
+    def behind(ids, steer):
+        """How far a token that vLLM chose falls behind the likeliest one, at most."""
+        logp_TV = reference(kind, IDS[:20] + ids, steer, start=20)[19:-1]
+        return float((logp_TV.amax(-1) - logp_TV[range(len(ids)), ids]).max())
+
+    assert behind(plain, "") < CLOSE[kind in HYBRID]
+    assert behind(steered, DECODED) < CLOSE[kind in HYBRID]
+    assert behind(steered, "") > 0.4, "it would pass unsteered"
