@@ -29,6 +29,7 @@ from vectors.store.manifests import Kind, Manifest, Manifests
 from vectors.store.objects import Objects
 from vectors.store.reference import parse_reference
 from vectors.store.refs import Ref, Refs
+from vectors.store.watch import Watch
 
 __all__ = ["NONE", "Catalog", "Entry", "Kinds"]
 
@@ -121,6 +122,10 @@ class Catalog:
     def lease(self, digest: str, holder: str, seconds: float = DAY) -> AbstractContextManager[None]:
         """Say that `holder` uses `digest` while the block runs, so that its names stay."""
         return self._leases.lease(digest, holder, seconds)
+
+    def watch(self) -> Watch:
+        """What tells, for little, whether names may mean something else than before."""
+        return Watch(self._database.path)
 
     def disk_use(self, entry: Entry) -> int:
         """The bytes that an entry takes, those it shares with others included."""

@@ -14,11 +14,9 @@ from typing import Any
 from vectors.errors import GrammarError
 from vectors.types import Phase
 from workbench.engines.vllm.settings import Settings
-from workbench.engines.vllm.spec import STEER, Injection, Resolved
+from workbench.engines.vllm.spec import STEER, Resolved, Row
 
 __all__ = ["Admission", "install"]
-
-Key = tuple[Injection, ...]
 
 
 class Admission:
@@ -26,9 +24,9 @@ class Admission:
 
     def __init__(self, adding: int, projecting: int) -> None:
         self._limits = {True: adding, False: projecting}
-        self._users: Counter[Key] = Counter()
+        self._users: Counter[Row] = Counter()
         self._used = {True: 0, False: 0}
-        self._keys: dict[str, tuple[Key, ...]] = {}
+        self._keys: dict[str, tuple[Row, ...]] = {}
         self.held: OrderedDict[str, Any] = OrderedDict()
 
     def admit(self, request: str, steer: str | None) -> bool:
@@ -39,8 +37,8 @@ class Admission:
             resolved = Resolved.from_json(steer)
         except GrammarError:
             return True  # the worker refuses it, and its receipt says why
-        keys = {resolved.at(phase) for phase in (Phase.PROMPT, Phase.DECODE)} - {()}
-        new = Counter(_adds(key) for key in keys if key not in self._users)
+        keys = {key for phase in (Phase.PROMPT, Phase.DECODE) if (key := resolved.at(phase))}
+        new = Counter(key.adds_only for key in keys if key not in self._users)
         if any(self._used[adds] + n > self._limits[adds] for adds, n in new.items()):
             return False
         for adds, n in new.items():
@@ -55,7 +53,7 @@ class Admission:
             self._users[key] -= 1
             if not self._users[key]:
                 del self._users[key]
-                self._used[_adds(key)] -= 1
+                self._used[key.adds_only] -= 1
 
     def may_enter(self, request: str, steer: str | None) -> bool:
         """Whether a request goes straight in: it was let in before, or has a row and no queue."""
@@ -74,10 +72,6 @@ class Admission:
         """Let go of held requests that were cancelled; None means all."""
         names = list(self.held) if requests is None else requests
         return [self.held.pop(name) for name in names if name in self.held]
-
-
-def _adds(key: Key) -> bool:
-    return all(injection.operator == "add" for injection in key)
 
 
 def steer_of(request: Any) -> str | None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from vectors.errors import GrammarError, WorkbenchError
 from vectors.store import Library
+from workbench.engines.vllm.resolver import Resolver
 from workbench.engines.vllm.settings import Settings
-from workbench.engines.vllm.spec import STEER, Resolved, receipt_id, resolve_request
+from workbench.engines.vllm.spec import STEER, Resolved, receipt_id
 
 __all__ = ["LIBRARY", "install"]
 
@@ -31,8 +32,7 @@ def install() -> None:
     original = InputProcessor.process_inputs
     if getattr(original, "workbench", False):
         return
-    library = Library(Path(os.environ[LIBRARY]))
-    base = os.environ[BASE]
+    resolve = Resolver(Library(Path(os.environ[LIBRARY])), os.environ[BASE])
     settings = Settings.of_environment()
     _refuse_beam_search()
 
@@ -49,7 +49,7 @@ def install() -> None:
                 raise GrammarError(
                     "Steering does not work with inputs that are streamed in; send the whole prompt."
                 )
-            resolved = resolve_request(extra[STEER], library, base)
+            resolved = resolve(extra[STEER])
             _check_operators(resolved, settings)
         except WorkbenchError as error:
             raise VLLMValidationError(str(error), parameter=STEER) from error
@@ -67,8 +67,10 @@ def install() -> None:
 
 
 def _check_operators(resolved: Resolved, settings: Settings) -> None:
+    if settings.operators:
+        return
     others = {i.operator for i in resolved.injections} - {"add"}
-    if others and not settings.operators:
+    if others:
         raise GrammarError(
             f"This engine was started for the operator 'add' alone, so '{min(others)}' is not "
             "possible; start it with --operators all."

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,14 +31,19 @@ __all__ = [
     "STEER",
     "STEER_ID",
     "Injection",
+    "Known",
     "Resolved",
+    "Row",
+    "known",
     "parse_request",
+    "parse_steering",
     "resolve",
     "resolve_request",
 ]
 
 STEER = "steer"
 STEER_ID = "steer_id"
+PARSED_KEPT = 512
 
 
 @dataclass(frozen=True, order=True)
@@ -51,6 +57,27 @@ class Injection:
     operator: str = "add"
 
 
+class Row(tuple[Injection, ...]):
+    """The injections of one phase, which name a row of the table; hashed once, for it is asked often."""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return super().__hash__()
+
+    @cached_property
+    def adds_only(self) -> bool:
+        """Whether one addition at each block says it all."""
+        return all(injection.operator == "add" for injection in self)
+
+    @cached_property
+    def blocks(self) -> int:
+        """How many blocks it steers."""
+        return len({injection.block for injection in self})
+
+
 @dataclass(frozen=True)
 class Resolved:
     """What the workers apply, in a canonical order; positions before `start` stay as they are."""
@@ -60,34 +87,72 @@ class Resolved:
 
     def to_json(self) -> str:
         """The canonical text, equal for equal steering."""
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         terms = [[i.vector, i.block, i.dose, str(i.phase), i.operator] for i in self.injections]
         return json.dumps({"terms": terms, "start": self.start}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Resolved:
-        """The inverse of `to_json`.
+        """The inverse of `to_json`; equal texts are read once.
 
         Raises:
             GrammarError: a text that our front end has not made.
         """
         try:
-            read = json.loads(text)
-            terms = [Injection(v, int(b), float(d), Phase(p), o) for v, b, d, p, o in read["terms"]]
-            return cls(tuple(terms), int(read["start"]))
+            return _read(text)
         except (ValueError, TypeError, KeyError) as error:
             raise GrammarError(
-                f"The engine got steering that its front end has not resolved ({text[:60]!r}); send "
-                "requests through vLLM's own server or LLM class."
+                f"The engine got steering that its front end has not resolved ({str(text)[:60]!r}); "
+                "send requests through vLLM's own server or LLM class."
             ) from error
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of the canonical text: the salt that keeps steered prefixes apart."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def at(self, phase: Phase) -> tuple[Injection, ...]:
-        """The injections that are active at positions of `phase`."""
-        return tuple(i for i in self.injections if i.phase in (phase, Phase.ALL))
+    def at(self, phase: Phase) -> Row:
+        """The injections that are active at positions of `phase`, prompt or decode."""
+        return self._prompt if phase is Phase.PROMPT else self._decode
+
+    @cached_property
+    def _prompt(self) -> Row:
+        return Row(i for i in self.injections if i.phase is not Phase.DECODE)
+
+    @cached_property
+    def _decode(self) -> Row:
+        row = Row(i for i in self.injections if i.phase is not Phase.PROMPT)
+        return self._prompt if row == self._prompt else row
+
+
+@lru_cache(PARSED_KEPT)
+def _read(text: str) -> Resolved:
+    read = json.loads(text)
+    terms = [Injection(v, int(b), float(d), Phase(p), o) for v, b, d, p, o in read["terms"]]
+    return Resolved(tuple(terms), int(read["start"]))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a request needs to know of a vector."""
+
+    digest: str
+    base: str
+    best_block: int
+    blocks: frozenset[int]
+
+
+def known(library: Library, ref: str) -> Known:
+    """Look a vector up.
+
+    Raises:
+        NameNotFound, StoreCorrupt: no such vector, or a damaged one.
+    """
+    entry, vector = library.load_vector(ref)
+    return Known(entry.digest, vector.base, vector.best_block, frozenset(vector.directions))
 
 
 class _JsonTerm(BaseModel):
@@ -113,7 +178,7 @@ def parse_request(text: str) -> tuple[SteerTerm, ...]:
         GrammarError: neither.
         DoseError: a dose out of range.
     """
-    return _parse(text)[0]
+    return parse_steering(text)[0]
 
 
 def resolve_request(text: str, library: Library, base: str) -> Resolved:
@@ -122,11 +187,16 @@ def resolve_request(text: str, library: Library, base: str) -> Resolved:
     Raises:
         InputError: see `parse_request` and `resolve`.
     """
-    terms, start = _parse(text)
-    return resolve(terms, library, base, start)
+    terms, start = parse_steering(text)
+    return resolve(terms, partial(known, library), base, start)
 
 
-def _parse(text: str) -> tuple[tuple[SteerTerm, ...], int]:
+def parse_steering(text: str) -> tuple[tuple[SteerTerm, ...], int]:
+    """Return the terms of what a client sent as `steer`, and the start position.
+
+    Raises:
+        GrammarError, DoseError: see `parse_request`.
+    """
     if not isinstance(text, str):
         raise GrammarError(
             f"'{STEER}' must be text such as cheerful=0.2, not {type(text).__name__}."
@@ -150,8 +220,10 @@ def _expand(terms: Iterable[_JsonTerm]) -> Iterable[SteerTerm]:
             yield SteerTerm(t.name, t.dose, t.revision, block, None, t.phase, t.operator)
 
 
-def resolve(terms: Iterable[SteerTerm], library: Library, base: str, start: int = 0) -> Resolved:
-    """Turn names into digests and default blocks into blocks.
+def resolve(
+    terms: Iterable[SteerTerm], find: Callable[[str], Known], base: str, start: int = 0
+) -> Resolved:
+    """Turn names into digests and default blocks into blocks; `find` looks a vector up.
 
     Raises:
         NameNotFound: no such vector.
@@ -162,21 +234,21 @@ def resolve(terms: Iterable[SteerTerm], library: Library, base: str, start: int 
     found: list[Injection] = []
     for term in terms:
         ref = term.name if term.revision is None else f"{term.name}@{term.revision}"
-        entry, vector = library.load_vector(ref)
+        vector = find(ref)
         if vector.base != base:
             raise ModelMismatch(
                 f"The vector '{ref}' belongs to base {vector.base[:12]}, and this engine serves "
                 f"{base[:12]}; extract it again for this model."
             )
         for block in term.blocks(vector.best_block):
-            if block not in vector.directions:
+            if block not in vector.blocks:
                 raise BlockNotFound(
                     f"The vector '{ref}' has no direction at block {block}; "
-                    f"it has {min(vector.directions)} to {max(vector.directions)}."
+                    f"it has {min(vector.blocks)} to {max(vector.blocks)}."
                 )
             # A dose of 0 adds nothing; leaving it out keeps the reply bit for bit the base's.
             if term.acts:
-                found.append(Injection(entry.digest, block, term.dose, term.phase, term.operator))
+                found.append(Injection(vector.digest, block, term.dose, term.phase, term.operator))
     resolved = Resolved(tuple(sorted(found)), start)
     for phase in (Phase.PROMPT, Phase.DECODE):
         by_block: dict[int, list[str]] = {}

@@ -26,7 +26,6 @@ from workbench.engines.vllm.spec import STEER, STEER_ID, Resolved
 __all__ = ["Steering"]
 
 RECEIPTS_KEPT = 20_000
-PARSED_KEPT = 1024
 PROMPT_ROW, DECODE_ROW, LENGTH, START = range(4)
 
 Array = np.ndarray[Any, Any]
@@ -76,7 +75,6 @@ class Steering:
         self._given = False
         self._end_S = np.zeros(slots, dtype=np.int64)
         self._live: dict[str, tuple[str, _Proof]] = {}
-        self._parsed: OrderedDict[str, Resolved] = OrderedDict()
         self._proofs: OrderedDict[str, dict[str, _Proof]] = OrderedDict()
         self.probe: Tensor | None = None
         self.refused: dict[str, str] = {}
@@ -97,12 +95,10 @@ class Steering:
         if slot is None:
             slot = self._free.pop()
         self._slot_of[request] = slot
-        self._end_S[slot] = 0
         steer = (extra or {}).get(STEER)
-        self._slots_S4[slot] = (0, 0, length, 0)
-        self._changed = True
         if not steer:
             return
+        self._end_S[slot] = 0
         receipt = (extra or {}).get(STEER_ID) or ""
         proof = self._rows(slot, steer, length, computed)
         if proof.problem:
@@ -121,41 +117,36 @@ class Steering:
         taken: list[int] = []
         blocks: list[int] = []
         try:
-            resolved = self._resolve(steer)
+            resolved = Resolved.from_json(steer)
             for phase in (Phase.PROMPT, Phase.DECODE):
-                injections = resolved.at(phase)
-                taken.append(self.bank.acquire(injections))
-                blocks.append(len({i.block for i in injections}))
+                row = resolved.at(phase)
+                taken.append(self.bank.acquire(row))
+                blocks.append(row.blocks)
         except WorkbenchError as error:
             # The engine must live on; this request alone ends with an error (see `refusal`).
-            for row in taken:
-                self.bank.release(row)
+            for number in taken:
+                self.bank.release(number)
             return _Proof(length, 0, (0, 0), (0, 0), computed, problem=str(error))
         self._slots_S4[slot] = (taken[0], taken[1], length, resolved.start)
+        self._changed = True
         rows, counts = (taken[0], taken[1]), (blocks[0], blocks[1])
         return _Proof(length, resolved.start, rows, counts, computed)
-
-    def _resolve(self, text: str) -> Resolved:
-        if text not in self._parsed:
-            self._parsed[text] = Resolved.from_json(text)
-            if len(self._parsed) > PARSED_KEPT:
-                self._parsed.popitem(last=False)
-        self._parsed.move_to_end(text)
-        return self._parsed[text]
 
     def remove(self, request: str) -> None:
         """A request has ended or was preempted; unknown ones are none of ours."""
         slot = self._slot_of.pop(request, None)
         if slot is None:
             return
+        if not self._given:
+            self._free.append(slot)
+        if request not in self._live:
+            return  # its slot says nothing, and has never said anything else
         self._note(request, slot)
         for row in self._slots_S4[slot, [PROMPT_ROW, DECODE_ROW]].tolist():
             self.bank.release(row)
         self._slots_S4[slot] = 0
         self._changed = True
-        self._live.pop(request, None)
-        if not self._given:
-            self._free.append(slot)
+        del self._live[request]
 
     def knows(self, request: str) -> bool:
         """Whether the request was added and not removed."""
