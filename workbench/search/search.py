@@ -64,7 +64,7 @@ class Point:
 class Searched:
     """What a search found; `confirmed` has the best point's changes on the pairs that did not choose."""
 
-    points: tuple[Point, ...]
+    points: list[Point]
     base: Point
     best: Point
     confirmed: dict[str, dict[str, float]]
@@ -142,7 +142,7 @@ class Search:
             for name, weight in self.behaviours.items()
         ]
         return Searched(
-            tuple(points.values()),
+            list(points.values()),
             points[nothing],
             points[best],
             confirmed,
