@@ -67,7 +67,7 @@ def missing(update: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
 
 
 def listed(session: Session, value: str | None, *kinds: str, verified_first: bool = False) -> Any:
-    """A dropdown's update; what was chosen stays chosen while it exists.
+    """A dropdown's update; what was chosen stays chosen while it exists and this model can use it.
 
     The newest entry comes first, those of this model before others.
     """
@@ -76,7 +76,9 @@ def listed(session: Session, value: str | None, *kinds: str, verified_first: boo
     rows.sort(
         key=lambda row: (_foreign(session, row), verified_first and row["words"] != "verified")
     )
-    names = [row["name"] for row in rows]
+    # What another model's vector was chosen for lack of a better one gives way to one of this model.
+    own = [row["name"] for row in rows if not _foreign(session, row)]
+    names = own or [row["name"] for row in rows]
     kept = value if value in names else (names[0] if names else None)
     return gr.update(choices=[(_label(session, row), row["name"]) for row in rows], value=kept)
 

@@ -159,6 +159,6 @@ def test_rename_delete_restore(page: Any) -> None:
     page.click("#library-delete")
     page.click("#library-delete-yes")
     says(page, "library-notice", "'sunny-baked' is deleted")
-    page.click("#library-undo")
+    page.click("#library-restore")
     says(page, "library-notice", "'sunny-baked' is back")
     assert value(page, "library-entry") == "sunny-baked"

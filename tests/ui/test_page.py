@@ -420,6 +420,16 @@ def test_what_was_chosen_stays_chosen(session: Session) -> None:
     assert listed(session, None, "task-vector")["value"] is None
 
 
+def test_a_vector_of_another_model_gives_way(session: Session) -> None:
+    kinds = ("steering-vector",)
+    keep_vector(session.wb, "other", base="b" * 64)
+    session.base = "a" * 12
+    assert listed(session, None, *kinds)["value"] == "other"
+    keep_vector(session.wb, "own")
+    assert listed(session, "other", *kinds)["value"] == "own"
+    assert listed(session, "own", *kinds)["value"] == "own"
+
+
 def test_verified_vectors_come_first_and_bring_their_dose(session: Session) -> None:
     keep_vector(session.wb, "first")
     digest = keep_vector(session.wb, "two")
