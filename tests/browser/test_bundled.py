@@ -133,6 +133,9 @@ def test_compare(page: Any) -> None:
     if KEPT:
         fill(page, "compare-prompts", f"{QUESTION}\nMy train is late again.")
         page.click("#compare-run")
+        # The bar shows the last comparison of this home until the new one begins.
+        bar = page.locator("#compare-progress .wb-progress")
+        expect(bar).to_have_attribute("data-state", "running")
         ended(page, "compare")
         expect(page.locator("#compare-rows")).to_contain_text(QUESTION)
     fill(page, "compare-live-prompt", QUESTION)
