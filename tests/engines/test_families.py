@@ -35,6 +35,8 @@ AFTER = 40
 LATE = '{"terms": [{"name": "axis", "dose": 1.5, "blocks": [1, 3]}], "start": 45}'
 STEERS = ["axis=1.0:0-3", "axis=-1.5:2", "axis=1:0-3!ablate", "axis=1.5:2!turn", LATE]
 DECODED = "axis=2.0:1-2/decode"
+CAPTURED = ["", "axis=1.0:0-3"]
+SPANS = {"20-79": slice(20, 80), "last": slice(len(IDS) - 1, len(IDS))}
 CLOSE = {False: 1e-4, True: 0.2}  # of the steering's whole effect: float32, and a hybrid's bfloat16
 OPTIONS = {
     "max_model_len": 256,
@@ -65,11 +67,12 @@ def answers(folders, library, tmp_path_factory):
     """What vLLM says: the score of each steering, and what it decodes."""
     scored = [{"ids": IDS, "steer": steer, "score": AFTER} for steer in ["", *STEERS]]
     decoded = [{"ids": IDS[:20], "steer": steer, "tokens": 12} for steer in ["", DECODED]]
+    captured = [{"ids": IDS, "steer": s, "capture": c} for s in CAPTURED for c in SPANS]
     plan = [
         {
             "folder": str(folder),
             "options": OPTIONS | {"dtype": "bfloat16" if kind in HYBRID else "float32"},
-            "steps": [scored, decoded],
+            "steps": [scored, decoded, captured],
         }
         for kind, folder in folders.items()
     ]
@@ -86,15 +89,16 @@ def answers(folders, library, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(folders, library):
-    """Each token's log-probability in transformers, its decoder layers steered by hooks."""
+    """Each token's log-probability, and the residual stream behind every block `[L, T, D]`, in
+    transformers, its decoder layers steered by hooks."""
 
     @functools.cache
-    def model(kind):
-        return AutoModelForCausalLM.from_pretrained(folders[kind], dtype=torch.float32).eval()
+    def model(kind, dtype):
+        return AutoModelForCausalLM.from_pretrained(folders[kind], dtype=dtype).eval()
 
-    def logp_TV(kind, ids, steer, start=0):
+    def run(kind, ids, steer, start=0, dtype=torch.float32):
         resolved = resolve_request(steer, library, BASE) if steer else None
-        layers = decoder_blocks(model(kind))
+        layers = decoder_blocks(model(kind, dtype))
         by_block = {}
         for i in resolved.injections if resolved else ():
             vector = library.vector_by_digest(i.vector)
@@ -111,18 +115,26 @@ def reference(folders, library):
 
             return hook
 
+        streams = []
+
+        def read(module, inputs, output):
+            streams.append((output[0] if isinstance(output, tuple) else output)[0])
+
         with ExitStack() as stack, torch.no_grad():
             for block, edits in by_block.items():
                 hook = layers[block].register_forward_hook(edited(combine(edits)))
                 stack.callback(hook.remove)
-            logits_TV = model(kind)(torch.tensor([ids])).logits[0]
-        return logits_TV.log_softmax(-1)
+            for layer in layers:
+                stack.callback(layer.register_forward_hook(read).remove)
+            logits_TV = model(kind, dtype)(torch.tensor([ids])).logits[0]
+        return logits_TV.log_softmax(-1), torch.stack(streams).float()
 
-    return logp_TV
+    return run
 
 
-def score(logp_TV):
+def score(found):
     """The log-probability of each token of the continuation."""
+    logp_TV, _ = found
     return logp_TV[range(AFTER - 1, len(IDS) - 1), IDS[AFTER:]]
 
 
@@ -148,9 +160,37 @@ def test_decoding_says_what_transformers_would(kind, answers, reference):
 
     def behind(ids, steer):
         """How far a token that vLLM chose falls behind the likeliest one, at most."""
-        logp_TV = reference(kind, IDS[:20] + ids, steer, start=20)[19:-1]
+        logp_TV = reference(kind, IDS[:20] + ids, steer, start=20)[0][19:-1]
         return float((logp_TV.amax(-1) - logp_TV[range(len(ids)), ids]).max())
 
     assert behind(plain, "") < CLOSE[kind in HYBRID]
     assert behind(steered, DECODED) < CLOSE[kind in HYBRID]
     assert behind(steered, "") > 0.4, "it would pass unsteered"
+
+
+@pytest.mark.parametrize("kind", [*DENSE, *HYBRID])
+def test_what_is_captured_is_the_stream_of_transformers(kind, answers, reference):
+    """Dense ones to float32's rounding; a hybrid as close as transformers' own bfloat16 comes."""
+    found = iter(answers[kind]["steps"][2])
+    streams = {steer: reference(kind, IDS, steer)[1] for steer in CAPTURED}
+    for steer, stream_LTD in streams.items():
+        rounded_LTD = (
+            reference(kind, IDS, steer, dtype=torch.bfloat16)[1] if kind in HYBRID else None
+        )
+        (other_LTD,) = (streams[s] for s in CAPTURED if s != steer)
+        for positions in SPANS.values():
+            captured = next(found)
+            mean_LD, norm_L = torch.tensor(captured["mean"]), torch.tensor(captured["norm"])
+            span_LTD = stream_LTD[:, positions]
+            assert captured["count"] == span_LTD.shape[1] and not captured["problem"]
+            allowed = 1e-5
+            if rounded_LTD is not None:
+                allowed = 1.5 * relative(rounded_LTD[:, positions].mean(1), span_LTD.mean(1))
+            assert relative(mean_LD, span_LTD.mean(1)) < allowed, (steer, positions)
+            assert relative(norm_L, span_LTD.norm(dim=-1).mean(1)) < allowed, (steer, positions)
+            assert relative(mean_LD, other_LTD[:, positions].mean(1)) > 3 * allowed
+
+
+def relative(found, wanted):
+    """Relative root mean square."""
+    return float((found - wanted).norm() / wanted.norm())

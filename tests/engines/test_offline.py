@@ -27,6 +27,7 @@ def ask(ids=SHORT, steer="", tokens=60, **more):
     return {"ids": ids, "steer": steer, "tokens": tokens, **more}
 
 
+SEEN = [ask(IDS, "axis=2.0:0", 2, capture="70-150"), ask(IDS, tokens=12, capture="decode:2-3")]
 # The same vector takes one row, so that these run together until the blocks are used up.
 CROWD = [ask(IDS[n : n + 60], steer) for n in (0, 60, 120) for steer in ("", "axis=2.0:0")]
 STEPS = {
@@ -48,6 +49,13 @@ STEPS = {
     **{f"score {steer}": [ask(IDS, steer, 1, score=100)] for steer in ["", *SCORED]},
     "lost": ["lost", ask(IDS, "axis=2.0:2", tokens=8), ask(IDS, tokens=8)],
     "found": [ask(IDS, "axis=2.0:2", tokens=8)],
+    "seen crowd": [{**request, "capture": "10-59"} for request in CROWD],
+    **{f"seen {n}": [{**request, "capture": "10-59"}] for n, request in enumerate(CROWD)},
+    "seen decoding": [{**request, "capture": "decode"} for request in CROWD],
+    **{f"seen decoding {n}": [{**r, "capture": "decode"}] for n, r in enumerate(CROWD)},
+    "seen in chunks": SEEN,
+    **{f"seen in chunks {n}": [request] for n, request in enumerate(SEEN)},
+    "long after capture": [ask(IDS, tokens=8)],
     "fresh": [ask(IDS, "axis=2.0:2", tokens=8, salt="b")],
 }
 OPTIONS = {
@@ -134,6 +142,25 @@ def test_prompts_in_chunks_score_as_in_transformers(found, tiny_workbench):
         score = sum(found["steps"][f"score {steer}"][0]["score"])
         assert score == pytest.approx(wanted, abs=0.05), steer
         assert abs(score - plain) > 0.5, "it would pass unsteered"
+
+
+@pytest.mark.parametrize("which", ["seen", "seen decoding", "seen in chunks"])
+def test_each_request_captures_its_own(found, which):
+    """In chunks of 32 tokens, preempted on the way, and with a prefix that lies in the cache."""
+    crowd = found["steps"]["seen crowd" if which == "seen" else which]
+    counts = {"seen": [50] * 6, "seen decoding": [59] * 6, "seen in chunks": [81, 11]}[which]
+    for n, (together, count) in enumerate(zip(crowd, counts, strict=True)):
+        (alone,) = found["steps"][f"{which} {n}"]
+        assert not together["problem"] and not alone["problem"]
+        assert together["count"] == alone["count"] == count
+        assert together["cached"] == alone["cached"] == 0
+        torch.testing.assert_close(torch.tensor(together["mean"]), torch.tensor(alone["mean"]))
+        assert len(together["mean"]) == (2 if which == "seen in chunks" and n else 4)
+    assert len({str(answer["mean"]) for answer in crowd}) == len(crowd)
+
+
+def test_what_a_capturing_request_computes_is_cached_for_others(found):
+    assert found["steps"]["long after capture"][0]["cached"] >= 160
 
 
 def test_a_vector_that_the_worker_misses_ends_the_request_and_leaves_no_block(found):

@@ -13,7 +13,7 @@ from rich.console import Console
 from vectors.errors import EngineFailed, InputError
 from workbench.commands.shared import Session, command
 from workbench.commands.show import facts
-from workbench.engines.vllm.settings import OPERATORS, ROWS
+from workbench.engines.vllm.settings import CAPTURE, OPERATORS, ROWS
 from workbench.engines.vllm.versions import ALLOW_UNTESTED
 
 __all__ = ["add_to"]
@@ -45,6 +45,10 @@ def serve(
         Operators | None,
         typer.Option(help="Compile every operator in, or additions alone, which cost less."),
     ] = None,
+    capture: Annotated[
+        bool | None,
+        typer.Option(help="Let requests read activations; on a GPU every step pays for it."),
+    ] = None,
 ) -> None:
     """Run vLLM with the plugin until Ctrl-C; other commands and clients use it meanwhile."""
     if session.engine_kind != "vllm":
@@ -55,6 +59,7 @@ def serve(
         ALLOW_UNTESTED: "1" if allow_untested else None,
         ROWS: None if rows is None else str(rows),
         OPERATORS: operators,
+        CAPTURE: None if capture is None else str(int(capture)),
     }
     os.environ.update({name: str(value) for name, value in chosen.items() if value is not None})
     # A service manager ends us with SIGTERM; the engine is then stopped as on Ctrl-C.

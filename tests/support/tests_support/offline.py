@@ -73,11 +73,13 @@ def step(llm: Any, requests: list[Any]) -> list[dict[str, Any]]:
         lose_one()
         requests = requests[1:]
     prompts, params = [], []
-    for request in requests:
+    for number, request in enumerate(requests):
         prompts.append({"prompt_token_ids": request["ids"]})
         if "salt" in request:
             prompts[-1]["cache_salt"] = request["salt"]
-        steer = request.get("steer")
+        extra = {"steer": request["steer"]} if request.get("steer") else {}
+        if request.get("capture"):
+            extra |= {"capture": request["capture"], "capture_id": f"c{number}"}
         params.append(
             SamplingParams(
                 n=request.get("n", 1),
@@ -88,12 +90,24 @@ def step(llm: Any, requests: list[Any]) -> list[dict[str, Any]]:
                 prompt_logprobs=0 if request.get("score") else None,
                 ignore_eos=True,
                 detokenize=False,
-                extra_args={"steer": steer} if steer else None,
+                extra_args=extra or None,
             )
         )
     shared = all(request.get("share") for request in requests)
     answers = llm.generate(prompts, params[0] if shared else params, use_tqdm=False)
-    return [told(request, out) for request, out in zip(requests, answers, strict=True)]
+    found = [told(request, out) for request, out in zip(requests, answers, strict=True)]
+    for number, request in enumerate(requests):
+        if request.get("capture"):
+            found[number] |= captured(llm, f"c{number}")
+    return found
+
+
+def captured(llm: Any, name: str) -> dict[str, Any]:
+    from safetensors.torch import load
+
+    data, problem = llm.collective_rpc("workbench_captures", args=([name],))[0]
+    tensors = load(bytes(data)) if data else {}
+    return {"problem": problem} | {k.partition(".")[2]: x.tolist() for k, x in tensors.items()}
 
 
 def told(request: dict[str, Any], out: Any) -> dict[str, Any]:

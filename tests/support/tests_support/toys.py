@@ -9,6 +9,9 @@ from vectors.steering.controls import random_direction
 from vectors.steering.operators import expand_rows
 from vectors.types import SteeringVector
 from workbench.engines.vllm import edit
+from workbench.engines.vllm.capture import table as capture
+from workbench.engines.vllm.capture.captures import Captures
+from workbench.engines.vllm.capture.table import CaptureTable
 from workbench.engines.vllm.edit import EditTable
 from workbench.engines.vllm.rows import RowBank
 from workbench.engines.vllm.steering import Steering
@@ -77,7 +80,7 @@ KINDS = {"whole": [Whole] * 3, "split": [Split] * 3, "mixed": [Split, SplitChild
 
 
 def make(kinds="whole", *, rows=9, projecting=4, eager=False, slots=6):
-    toy = Toy(KINDS[kinds])
+    toy = Toy(KINDS[kinds]).requires_grad_(False)
     table = EditTable.make(
         BLOCKS,
         rows,
@@ -89,5 +92,9 @@ def make(kinds="whole", *, rows=9, projecting=4, eager=False, slots=6):
         eager=eager,
     )
     edit.attach(toy.layers, table)
+    sums = CaptureTable.make(
+        BLOCKS, 1 + slots, WIDTH, TOKENS, device=torch.device("cpu"), eager=eager
+    )
+    capture.attach(toy.layers, sums)
     bank = RowBank(table, VECTORS.__getitem__)
-    return toy, Steering(table, bank, slots, expand_rows)
+    return toy, Steering(table, bank, slots, expand_rows, Captures(sums, slots, expand_rows))

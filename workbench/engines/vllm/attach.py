@@ -10,10 +10,14 @@ import torch
 
 from vectors.store import Library
 from workbench.engines.vllm import edit
+from workbench.engines.vllm.capture import table as capture
+from workbench.engines.vllm.capture.captures import Captures
+from workbench.engines.vllm.capture.table import CaptureTable
 from workbench.engines.vllm.edit import EditTable
 from workbench.engines.vllm.rows import RowBank
 from workbench.engines.vllm.settings import Settings
-from workbench.engines.vllm.steering import Expand, Steering
+from workbench.engines.vllm.steering import Steering
+from workbench.engines.vllm.tokens import Expand
 from workbench.engines.vllm.versions import check_settings
 from workbench.models.blocks import decoder_blocks
 
@@ -44,9 +48,22 @@ def attach_steering(model: Any, config: Any, device: torch.device) -> Steering:
         eager=config.model_config.enforce_eager,
     )
     edit.attach(layers, table)
+    expand = _expander(device)
+    captures = None
+    if settings.capture:
+        sums = CaptureTable.make(
+            len(layers),
+            1 + slots,
+            table.width,
+            len(table.row_of_token_T),
+            device=device,
+            eager=config.model_config.enforce_eager,
+        )
+        capture.attach(layers, sums)
+        captures = Captures(sums, slots, expand)
     library = Library(Path(os.environ["WORKBENCH_LIBRARY"]))
     bank = RowBank(table, library.vector_by_digest)
-    return Steering(table, bank, slots, _expander(device))
+    return Steering(table, bank, slots, expand, captures)
 
 
 def _expander(device: torch.device) -> Expand:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from vectors.errors import ModelNotSupported
+from workbench.engines.vllm.capture.table import accumulate
 
 __all__ = ["EditTable", "attach"]
 
@@ -125,14 +126,17 @@ def _wrap(cls: Any) -> None:
         # A subclass that calls this forward has a wrapper of its own.
         if type(self) is not cls or self.workbench_add_RD is None:
             return output
-        if self.workbench_live is not None and self.workbench_block not in self.workbench_live:
-            return output
-        return _edit(self, output)
+        if self.workbench_live is None or self.workbench_block in self.workbench_live:
+            output = _edit(self, output)
+        if self.workbench_sum_RD is not None:
+            accumulate(self, output)
+        return output
 
     cls.workbench_wrapped = True
     cls.workbench_add_RD = None
     cls.workbench_read_PD = None
     cls.workbench_live = None
+    cls.workbench_sum_RD = None
     cls.forward = steered
 
 

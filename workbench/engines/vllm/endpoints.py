@@ -1,4 +1,4 @@
-"""Routes of our own on vLLM's server: the handshake and the receipts."""
+"""Routes of our own on vLLM's server: the handshake, the receipts and what was captured."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import secrets
 from argparse import Namespace
 from typing import Any
 
-from fastapi import FastAPI, Header, HTTPException
+from fastapi import FastAPI, Header, HTTPException, Response
 from starlette.datastructures import State
 
-from workbench.engines.vllm.paths import HELLO, RECEIPTS
+from workbench.engines.vllm.paths import CAPTURES, HELLO, RECEIPTS
 from workbench.settings import package_version
 
 __all__ = ["WorkbenchEndpoints"]
@@ -44,6 +44,16 @@ class WorkbenchEndpoints:
             """What was steered of the requests sent under this id; a receipt is taken once."""
             _admit(authorization)
             return (await self._workers("workbench_receipt", receipt))[0]
+
+        @app.get(CAPTURES + "/{names}")
+        async def captures(names: str, authorization: str = Header("")) -> Response:
+            """Activations captured under ids joined by commas, as safetensors; taken once."""
+            _admit(authorization)
+            asked = list(dict.fromkeys(names.split(",")))
+            found, problem = (await self._workers("workbench_captures", asked))[0]
+            if problem:
+                raise HTTPException(404, problem)
+            return Response(bytes(found), media_type="application/octet-stream")
 
     async def _workers(self, method: str, *args: Any) -> list[Any]:
         if self.engine is None:

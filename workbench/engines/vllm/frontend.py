@@ -14,6 +14,7 @@ from typing import Any
 
 from vectors.errors import GrammarError, WorkbenchError
 from vectors.store import Library
+from workbench.engines.vllm.capture.spec import CAPTURE
 from workbench.engines.vllm.resolver import Resolver
 from workbench.engines.vllm.settings import Settings
 from workbench.engines.vllm.spec import STEER, Resolved, receipt_id
@@ -88,9 +89,9 @@ def _refuse_beam_search() -> None:
 
         @functools.wraps(original)
         def refuse(self: Any, *args: Any, original: Any = original, **kw: Any) -> Any:
-            if STEER in (self.vllm_xargs or {}):
+            if {STEER, CAPTURE} & set(self.vllm_xargs or {}):
                 raise VLLMValidationError(
-                    "Steering does not work with beam search; leave 'use_beam_search' out.",
+                    "Steering and capture do not work with beam search; leave 'use_beam_search' out.",
                     parameter=STEER,
                 )
             return original(self, *args, **kw)

@@ -38,9 +38,11 @@ def register() -> None:
         runner_v1,
         worker,
     )
+    from workbench.engines.vllm.capture import frontend as capture_frontend  # noqa: PLC0415
 
     absent.install()
     frontend.install()
+    capture_frontend.install()
     admission.install()
     refusal.install()
     compiling.install()

@@ -9,6 +9,9 @@ at none. The model runs it twice.
    dwarfs all else: what comes out behind the last block must be what came out uncompiled. An edit that
    is missing from the compiled graph, or applied twice or to the wrong tokens, cannot pass.
 
+Where the engine can capture, every token has a row of its own, and both runs must have summed what the
+hooks saw: the residual stream of that token behind every block, once.
+
 Letters: T tokens, D width, L blocks.
 """
 
@@ -34,6 +37,7 @@ Run = Callable[[int], Tensor]
 TOKENS = 64
 ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 AGREEMENT = 0.2
+CAPTURE_ROUNDING = 1e-5
 DWARFING = 64.0
 LARGEST_HALF = 1e4
 
@@ -74,7 +78,11 @@ class SelfTest:
         self.plain = plain
         self.paths = paths
         self.table = steering.table
-        self.at_once = max(1, min(TOKENS, tokens, self.table.rows) - 1)
+        self.captures = steering.captures
+        most = min(TOKENS, tokens, self.table.rows)
+        if self.captures is not None:
+            most = min(most, self.captures.table.sum_LRD.shape[1] - 1)
+        self.at_once = max(1, most - 1)
 
     @torch.inference_mode()
     def run(self) -> Report:
@@ -91,6 +99,8 @@ class SelfTest:
         try:
             if live is not None:
                 live.update(dict.fromkeys(blocks, self.table.projecting > 0))
+            if self.captures is not None and self.captures.table.live is not None:
+                self.captures.table.live.update(blocks)
             for chunk in chunks:
                 stream_error = max(stream_error, self._check_streams(chunk, norms))
                 for name, error in self._check_paths(chunk, norms).items():
@@ -99,6 +109,8 @@ class SelfTest:
             self._forget()
             if live is not None:
                 live.clear()
+            if self.captures is not None and self.captures.table.live is not None:
+                self.captures.table.live.clear()
         return Report(len(blocks), stream_error, path_errors)
 
     def _norms(self) -> list[float]:
@@ -109,6 +121,7 @@ class SelfTest:
         added_BD = self._fill(chunk, [max(norms[b], 1e-3) for b in chunk])
         streams, _ = self._uncompiled(self._probe(chunk))
         allowed = ROUNDING.get(self.table.add_LRD.dtype, 6e-2)
+        self._check_sums(torch.stack(streams), "uncompiled", CAPTURE_ROUNDING)
         worst = 0.0
         for token, block in enumerate(chunk):
             size = float(added_BD[token].norm())
@@ -132,10 +145,11 @@ class SelfTest:
         if self.table.add_LRD.dtype is torch.float16:
             size = min(size, LARGEST_HALF)
         self._fill(chunk, [size] * len(chunk))
-        _, expected_TD = self._uncompiled(self._probe(chunk))
+        streams, expected_TD = self._uncompiled(self._probe(chunk))
         found: dict[str, float] = {}
         for name, run in self.paths.items():
             hidden_TD = self._run(run, self._probe(chunk)).float()
+            self._check_sums(torch.stack(streams), name, AGREEMENT)
             for token, block in enumerate(chunk):
                 wanted_D = expected_TD[token].float()
                 error = float((hidden_TD[token] - wanted_D).norm() / wanted_D.norm())
@@ -148,6 +162,28 @@ class SelfTest:
                     )
                 found[name] = max(found.get(name, 0.0), error)
         return found
+
+    def _check_sums(self, stream_LTD: Tensor, path: str, allowed: float) -> None:
+        """Every token's row must hold its residual stream, and the norm of it."""
+        if self.captures is None:
+            return
+        sums = self.captures.table
+        tokens = stream_LTD.shape[1]
+        norm_LT = stream_LTD.norm(dim=-1)
+        found_LTD = sums.sum_LRD[:, 1 : tokens + 1]
+        # A dummy batch may hold zeros behind the first blocks.
+        size_LT = norm_LT.clamp_min(1e-6)
+        error_LT = (found_LTD - stream_LTD).norm(dim=-1) / size_LT
+        other_LT = (sums.norm_LR[:, 1 : tokens + 1] - norm_LT).abs() / size_LT
+        worst_L = torch.maximum(error_LT, other_LT).amax(1)
+        block = int(worst_L.nan_to_num(nan=float("inf")).argmax())
+        error = float(worst_L[block])
+        if not error <= allowed:
+            raise SteeringNotApplied(
+                f"The self-test failed at block {block} on the path '{path}': what was captured "
+                f"differs by {error:.2g} from the residual stream, and {allowed:g} is rounding; "
+                "start the engine without capture (--no-capture)."
+            )
 
     # -- underneath -----------------------------------------------------------------------------
 
@@ -169,10 +205,16 @@ class SelfTest:
 
     def _run(self, run: Run, probe_T: Tensor) -> Tensor:
         self.steering.probe = probe_T
+        if self.captures is not None:
+            self.captures.probe = torch.arange(1, len(probe_T) + 1, dtype=torch.int32)
+            self.captures.table.sum_LRD.zero_()
+            self.captures.table.norm_LR.zero_()
         try:
             return run(len(probe_T))[: len(probe_T)].clone()
         finally:
             self.steering.probe = None
+            if self.captures is not None:
+                self.captures.probe = None
             self.steering.rest()
 
     def _uncompiled(self, probe_T: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -9,27 +9,24 @@ Letters: S slots, one for each request that can run at once; N requests and T to
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vectors.errors import WorkbenchError
 from vectors.types import Phase
+from workbench.engines.vllm.capture.captures import Captures
 from workbench.engines.vllm.edit import EditTable
 from workbench.engines.vllm.rows import RowBank
 from workbench.engines.vllm.spec import STEER, STEER_ID, Resolved
+from workbench.engines.vllm.tokens import DECODE_ROW, PROMPT_ROW, Array, Expand, TokenRows
 
 __all__ = ["Steering"]
 
 RECEIPTS_KEPT = 20_000
-PROMPT_ROW, DECODE_ROW, LENGTH, START = range(4)
-
-Array = np.ndarray[Any, Any]
-Expand = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
 
 
 @dataclass
@@ -58,25 +55,27 @@ class _Proof:
         }
 
 
-class Steering:
-    """Slots, rows and receipts of one worker."""
+class Steering(TokenRows):
+    """Slots, rows and receipts of one worker, and what it captures where it was started for that."""
 
-    def __init__(self, table: EditTable, bank: RowBank, slots: int, expand: Expand) -> None:
+    def __init__(
+        self,
+        table: EditTable,
+        bank: RowBank,
+        slots: int,
+        expand: Expand,
+        captures: Captures | None = None,
+    ) -> None:
+        super().__init__(table.row_of_token_T, slots, expand)
         self.table = table
         self.bank = bank
-        self._expand = expand
-        self._device = table.row_of_token_T.device
-        self._slots_S4 = np.zeros((slots, 4), dtype=np.int32)
-        self._device_slots_S4 = torch.zeros(slots, 4, dtype=torch.int32, device=self._device)
-        self._changed = False
-        self._written = 0
+        self.captures = captures
         self._slot_of: dict[str, int] = {}
         self._free = list(range(slots))
         self._given = False
         self._end_S = np.zeros(slots, dtype=np.int64)
         self._live: dict[str, tuple[str, _Proof]] = {}
         self._proofs: OrderedDict[str, dict[str, _Proof]] = OrderedDict()
-        self.probe: Tensor | None = None
         self.refused: dict[str, str] = {}
 
     # -- requests come and go -------------------------------------------------------------------
@@ -94,6 +93,8 @@ class Steering:
         self._given = slot is not None
         if slot is None:
             slot = self._free.pop()
+        if self.captures and (why := self.captures.add(request, extra, length, computed, slot)):
+            self.refused[request] = why
         self._slot_of[request] = slot
         steer = (extra or {}).get(STEER)
         if not steer:
@@ -134,6 +135,8 @@ class Steering:
 
     def remove(self, request: str) -> None:
         """A request has ended or was preempted; unknown ones are none of ours."""
+        if self.captures is not None:
+            self.captures.remove(request)
         slot = self._slot_of.pop(request, None)
         if slot is None:
             return
@@ -160,9 +163,13 @@ class Steering:
     # -- one step -------------------------------------------------------------------------------
 
     @property
+    def _used(self) -> bool:
+        return bool(self.bank.used)
+
+    @property
     def idle(self) -> bool:
-        """Whether no request is steered and the buffer says so too."""
-        return not self.bank.used and not self._written
+        """Whether no request is steered or captured, and the buffers say so too."""
+        return super().idle and (self.captures is None or self.captures.idle)
 
     def expand(
         self,
@@ -173,68 +180,27 @@ class Steering:
         tokens: int,
     ) -> None:
         """Set the rows of a step whose batch lies on the device; `tokens` counts the padding."""
-        if self.idle:
-            return
-        if self._changed:
-            self._upload()
-        self._expand(
-            self.table.row_of_token_T[: max(tokens, self._written)],
-            positions_T,
-            first_token_N1,
-            slot_of_request_N,
-            self._device_slots_S4,
-            requests,
-        )
-        self._written = tokens if self.bank.used else 0
-
-    def warm_up(self) -> None:
-        """Compile what a step needs, before somebody waits for it."""
-        slots_N = torch.zeros(1, dtype=torch.int32, device=self._device)
-        ends_N1 = torch.tensor([0, 1], dtype=torch.int32, device=self._device)
-        positions_T = torch.zeros(1, dtype=torch.int64, device=self._device)
-        rows_T = self.table.row_of_token_T[:1]
-        self._expand(rows_T, positions_T, ends_N1, slots_N, self._device_slots_S4, 1)
-
-    def _upload(self) -> None:
-        slots_S4 = torch.from_numpy(self._slots_S4.copy())
-        if self._device.type == "cuda":
-            slots_S4 = slots_S4.pin_memory()
-        self._device_slots_S4.copy_(slots_S4, non_blocking=True)
-        self._changed = False
+        batch = positions_T, first_token_N1, slot_of_request_N, requests, tokens
+        super().expand(*batch)
+        if self.captures is not None:
+            self.captures.expand(*batch)
 
     def place(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
         """Set the rows of a step whose batch is known to the host."""
-        if self.idle:
-            return
-        tokens = int(counts_N.sum())
-        first_N = np.cumsum(counts_N) - counts_N
-        positions_T = np.arange(tokens) + np.repeat(starts_N - first_N, counts_N)
-        slots_T4 = np.repeat(self._slots_S4[slots_N], counts_N, axis=0)
-        row_T = np.where(
-            positions_T < slots_T4[:, LENGTH], slots_T4[:, PROMPT_ROW], slots_T4[:, DECODE_ROW]
-        )
-        row_T[positions_T < slots_T4[:, START]] = 0
-        padded_T = np.zeros(max(tokens, self._written), dtype=np.int32)
-        padded_T[:tokens] = row_T
-        self._fill(torch.from_numpy(padded_T))
-        self._written = tokens if self.bank.used else 0
+        super().place(slots_N, starts_N, counts_N)
+        if self.captures is not None:
+            self.captures.place(slots_N, starts_N, counts_N)
 
     def rest(self) -> None:
         """Set every row to 0, or to the self-test's: a batch that belongs to no request."""
-        if self.probe is not None:
-            self._fill(self.probe)
-            self._written = len(self.probe)
-        elif self._written:
-            self.table.row_of_token_T[: self._written].zero_()
-            self._written = 0
-
-    def _fill(self, rows_T: Tensor) -> None:
-        if self._device.type == "cuda":
-            rows_T = rows_T.pin_memory()
-        self.table.row_of_token_T[: len(rows_T)].copy_(rows_T, non_blocking=True)
+        super().rest()
+        if self.captures is not None:
+            self.captures.rest()
 
     def ran(self, slots_N: Array, ends_N: Array) -> None:
         """Note how far the requests of a step come with it."""
+        if self.captures is not None:
+            self.captures.ran(slots_N, ends_N)
         if self._live:
             self._end_S[slots_N] = np.maximum(self._end_S[slots_N], ends_N)
 

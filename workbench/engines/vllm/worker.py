@@ -31,6 +31,7 @@ class WorkbenchWorker:
             "width": steering.table.width,
             "rows": steering.table.rows - 1,
             "projecting": max(0, steering.table.projecting - 1),
+            "capture": steering.captures is not None,
             "runner": type(self.model_runner).__name__,
             "state": type(getattr(self.model_runner, "model_state", None)).__name__,
             "vllm": vllm.__version__,
@@ -41,6 +42,13 @@ class WorkbenchWorker:
     def workbench_receipt(self, receipt: str) -> dict[str, int | str]:
         """Take the receipt of the requests that were sent under this id."""
         return steering_of(self.model_runner).receipt(receipt)
+
+    def workbench_captures(self, names: list[str]) -> tuple[bytes, str]:
+        """Take what was captured under these ids, as safetensors, or the reason why that cannot be."""
+        captures = steering_of(self.model_runner).captures
+        if captures is None:
+            return b"", "This engine was started without capture."
+        return captures.take(names)
 
 
 def steering_of(runner: Any) -> Steering:

@@ -1,0 +1,244 @@
+"""The worker's part of capturing: whose positions go into which row, and what was found, until fetched.
+
+A request has the row of its slot, so that there is a row for every request that runs. Each position is
+added once: what runs again after a preemption was added before, or the request begins anew with its
+sums at zero. When a request ends its sums go to the host, and the row is free.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from vectors.errors import GrammarError, WorkbenchError
+from workbench.engines.vllm.capture.spec import (
+    CAPTURE,
+    CAPTURE_ID,
+    Wanted,
+    capture_id,
+    parse_capture,
+)
+from workbench.engines.vllm.capture.table import CaptureTable
+from workbench.engines.vllm.tokens import START, Array, Expand, TokenRows
+
+__all__ = ["Captures"]
+
+KEPT_BYTES = 1 << 28
+REFUSALS_KEPT = 1024
+
+
+@dataclass
+class _Capture:
+    """One request's: what is wanted of it, from where it was computed, and the sums when it has ended."""
+
+    request: str
+    id: str
+    wanted: Wanted
+    length: int
+    computed: int
+    slot: int
+    end: int = 0
+    sums_LE: Tensor | None = None
+    copied: Any = None
+
+    @property
+    def count(self) -> int:
+        """How many positions were added."""
+        first, end = self._ends()
+        return max(0, min(self.end, end) - max(first, self.computed))
+
+    @property
+    def problem(self) -> str:
+        """Why the sums are not what was asked for, or nothing."""
+        first, end = self._ends()
+        if self.wanted.decode:
+            if self.count:
+                return ""
+            return "no generated position was read by the model; ask for at least 2 tokens"
+        if self.count == end - first:
+            return ""
+        return f"{self.count} of {end - first} positions have run; fetch when the reply has come"
+
+    def _ends(self) -> tuple[int, int]:
+        if self.wanted.decode:
+            return self.length, max(self.length, self.end)
+        return self.wanted.first, self.wanted.last + 1
+
+
+class Captures(TokenRows):
+    """Rows, sums and results of one worker."""
+
+    def __init__(self, table: CaptureTable, slots: int, expand: Expand) -> None:
+        super().__init__(table.row_of_token_T, slots, expand)
+        self.table = table
+        self._running: dict[str, _Capture] = {}
+        self._kept: OrderedDict[str, _Capture] = OrderedDict()
+        self._bytes = 0
+        self._refusals: OrderedDict[str, str] = OrderedDict()
+
+    @property
+    def _used(self) -> bool:
+        return bool(self._running)
+
+    # -- requests come and go -------------------------------------------------------------------
+
+    def add(
+        self,
+        request: str,
+        extra: Mapping[str, Any] | None,
+        length: int,
+        computed: int,
+        slot: int,
+    ) -> str:
+        """A request begins; return why it cannot be captured, or nothing."""
+        if not extra or CAPTURE not in extra:
+            return ""
+        try:
+            name = capture_id(extra)
+            found = parse_capture(extra[CAPTURE]).within(length).check_blocks(self.table.blocks)
+            self._check_free(name, request)
+        except WorkbenchError as error:
+            self._refuse(str(extra.get(CAPTURE_ID))[:64], str(error))
+            return str(error)
+        self._drop(name)
+        self.table.clear(slot + 1)
+        if found.decode:
+            self._slots_S4[slot] = (0, slot + 1, length, 0)
+        else:
+            self._slots_S4[slot] = (slot + 1, 0, found.last + 1, found.first)
+        self._changed = True
+        self._running[request] = _Capture(request, name, found, length, computed, slot)
+        self._tell_live()
+        return ""
+
+    def _check_free(self, name: str, request: str) -> None:
+        # A request that was preempted comes again under its own id.
+        owners = {c.request for c in self._running.values() if c.id == name}
+        if (kept := self._kept.get(name)) is not None:
+            owners.add(kept.request)
+        if owners - {request}:
+            raise GrammarError(
+                f"The '{CAPTURE_ID}' {name} belongs to another request; give each request its own."
+            )
+
+    def _refuse(self, name: str, why: str) -> None:
+        self._refusals[name] = why
+        while len(self._refusals) > REFUSALS_KEPT:
+            self._refusals.popitem(last=False)
+
+    def remove(self, request: str) -> None:
+        """A request has ended or was preempted; unknown ones capture nothing."""
+        capture = self._running.pop(request, None)
+        if capture is None:
+            return
+        self._slots_S4[capture.slot] = 0
+        self._changed = True
+        self._tell_live()
+        self._keep(capture)
+
+    def _keep(self, capture: _Capture) -> None:
+        sums_LE = self._read(capture)
+        capture.sums_LE, capture.copied = sums_LE, None
+        if self._device.type == "cuda":
+            # The copy runs behind the steps that are on their way; nobody waits for it here.
+            capture.sums_LE = torch.empty(sums_LE.shape, pin_memory=True)
+            capture.sums_LE.copy_(sums_LE, non_blocking=True)
+            capture.copied = torch.cuda.Event()
+            capture.copied.record()
+        self._kept[capture.id] = capture
+        self._bytes += capture.sums_LE.nbytes
+        while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+            self._drop(next(iter(self._kept)))
+
+    def _read(self, capture: _Capture) -> Tensor:
+        """The sums `[L, D + 1]` of the wanted blocks, those of the norms last."""
+        blocks = slice(capture.wanted.low, self._high(capture) + 1)
+        row = capture.slot + 1
+        norm_L1 = self.table.norm_LR[blocks, row, None]
+        return torch.cat([self.table.sum_LRD[blocks, row], norm_L1], 1)
+
+    def _high(self, capture: _Capture) -> int:
+        high = capture.wanted.high
+        return self.table.blocks - 1 if high is None else high
+
+    def _drop(self, name: str) -> None:
+        if (old := self._kept.pop(name, None)) is not None and old.sums_LE is not None:
+            self._bytes -= old.sums_LE.nbytes
+
+    def _tell_live(self) -> None:
+        live = self.table.live
+        if live is not None:
+            live.clear()
+            for c in self._running.values():
+                live.update(range(c.wanted.low, self._high(c) + 1))
+
+    # -- one step -------------------------------------------------------------------------------
+
+    def place(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
+        """Set the rows of a step whose batch is known to the host."""
+        super().place(slots_N, starts_N, counts_N)
+        # The runner that calls this keeps a preempted request: what runs again was added before.
+        for capture in self._running.values():
+            at = np.flatnonzero(slots_N == capture.slot)
+            if len(at):
+                end = int(starts_N[at[0]] + counts_N[at[0]])
+                self._slots_S4[capture.slot, START] = max(
+                    end, int(self._slots_S4[capture.slot, START])
+                )
+
+    def ran(self, slots_N: Array, ends_N: Array) -> None:
+        """Note how far the requests of a step come with it."""
+        if not self._running:
+            return
+        end_of = dict(zip(slots_N.tolist(), ends_N.tolist(), strict=True))
+        for capture in self._running.values():
+            capture.end = max(capture.end, end_of.get(capture.slot, 0))
+
+    # -- results --------------------------------------------------------------------------------
+
+    def take(self, names: Sequence[str]) -> tuple[bytes, str]:
+        """Return and forget what was captured under these ids, or say why one of them is missing.
+
+        The bytes are a safetensors file: for each id `<id>.mean`, `[L, D]` float32, `<id>.norm`, the
+        mean norms `[L]`, and `<id>.count`, the number of positions.
+        """
+        running = {capture.id: capture for capture in self._running.values()}
+        found: dict[str, _Capture] = {}
+        for name in names:
+            capture = self._kept.get(name) or running.get(name)
+            if capture is None:
+                why = self._refusals.pop(name, "it is unknown, was fetched before, or has expired")
+                return b"", f"Nothing is captured under '{name}': {why}."
+            if problem := capture.problem:
+                return b"", f"The capture '{name}' is not complete: {problem}."
+            found[name] = capture
+        tensors: dict[str, Tensor] = {}
+        for name, capture in found.items():
+            if name in self._kept:
+                if capture.copied is not None:
+                    capture.copied.synchronize()
+                sums_LE = capture.sums_LE
+                assert sums_LE is not None
+                self._drop(name)
+            else:
+                # The reply has come and the worker has not yet heard that the request has ended.
+                sums_LE = self._read(capture).cpu()
+                self._release(capture)
+            mean_LE = sums_LE / capture.count
+            tensors[f"{name}.mean"] = mean_LE[:, :-1].contiguous()
+            tensors[f"{name}.norm"] = mean_LE[:, -1].contiguous()
+            tensors[f"{name}.count"] = torch.tensor(capture.count)
+        return save(tensors), ""
+
+    def _release(self, capture: _Capture) -> None:
+        self._running.pop(capture.request)
+        self._slots_S4[capture.slot] = 0
+        self._changed = True
+        self._tell_live()

@@ -1,0 +1,116 @@
+"""Which row of a table each token of a step has, set on the device or from the host.
+
+A request that runs has a slot, and a slot says which row its prompt's positions have and which the
+generated ones; positions before the slot's start have row 0.
+
+Letters: S slots, N requests and T tokens of one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["DECODE_ROW", "LENGTH", "PROMPT_ROW", "START", "Array", "Expand", "TokenRows"]
+
+PROMPT_ROW, DECODE_ROW, LENGTH, START = range(4)
+
+Array = np.ndarray[Any, Any]
+Expand = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
+
+
+class TokenRows:
+    """Fills `row_of_token_T` each step; whoever inherits writes `_slots_S4` and says `_changed`."""
+
+    def __init__(self, row_of_token_T: Tensor, slots: int, expand: Expand) -> None:
+        self._row_of_token_T = row_of_token_T
+        self._expand = expand
+        self._device = row_of_token_T.device
+        self._slots_S4 = np.zeros((slots, 4), dtype=np.int32)
+        self._device_slots_S4 = torch.zeros(slots, 4, dtype=torch.int32, device=self._device)
+        self._changed = False
+        self._written = 0
+        self.probe: Tensor | None = None
+
+    @property
+    def _used(self) -> bool:
+        """Whether any slot has a row."""
+        raise NotImplementedError
+
+    @property
+    def idle(self) -> bool:
+        """Whether no slot has a row and the buffer says so too."""
+        return not self._used and not self._written
+
+    def expand(
+        self,
+        positions_T: Tensor,
+        first_token_N1: Tensor,
+        slot_of_request_N: Tensor,
+        requests: int,
+        tokens: int,
+    ) -> None:
+        """Set the rows of a step whose batch lies on the device; `tokens` counts the padding."""
+        if not self._used and not self._written:
+            return
+        if self._changed:
+            self._upload()
+        self._expand(
+            self._row_of_token_T[: max(tokens, self._written)],
+            positions_T,
+            first_token_N1,
+            slot_of_request_N,
+            self._device_slots_S4,
+            requests,
+        )
+        self._written = tokens if self._used else 0
+
+    def warm_up(self) -> None:
+        """Compile what a step needs, before somebody waits for it."""
+        slots_N = torch.zeros(1, dtype=torch.int32, device=self._device)
+        ends_N1 = torch.tensor([0, 1], dtype=torch.int32, device=self._device)
+        positions_T = torch.zeros(1, dtype=torch.int64, device=self._device)
+        rows_T = self._row_of_token_T[:1]
+        self._expand(rows_T, positions_T, ends_N1, slots_N, self._device_slots_S4, 1)
+
+    def _upload(self) -> None:
+        slots_S4 = torch.from_numpy(self._slots_S4.copy())
+        if self._device.type == "cuda":
+            slots_S4 = slots_S4.pin_memory()
+        self._device_slots_S4.copy_(slots_S4, non_blocking=True)
+        self._changed = False
+
+    def place(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
+        """Set the rows of a step whose batch is known to the host."""
+        if not self._used and not self._written:
+            return
+        tokens = int(counts_N.sum())
+        first_N = np.cumsum(counts_N) - counts_N
+        positions_T = np.arange(tokens) + np.repeat(starts_N - first_N, counts_N)
+        slots_T4 = np.repeat(self._slots_S4[slots_N], counts_N, axis=0)
+        row_T = np.where(
+            positions_T < slots_T4[:, LENGTH], slots_T4[:, PROMPT_ROW], slots_T4[:, DECODE_ROW]
+        )
+        row_T[positions_T < slots_T4[:, START]] = 0
+        padded_T = np.zeros(max(tokens, self._written), dtype=np.int32)
+        padded_T[:tokens] = row_T
+        self._fill(torch.from_numpy(padded_T))
+        self._written = tokens if self._used else 0
+
+    def rest(self) -> None:
+        """Set every row to 0, or to the self-test's: a batch that belongs to no request."""
+        if self.probe is not None:
+            self._fill(self.probe)
+            self._written = len(self.probe)
+        elif self._written:
+            self._row_of_token_T[: self._written].zero_()
+            self._written = 0
+
+    def _fill(self, rows_T: Tensor) -> None:
+        if self._device.type == "cuda":
+            rows_T = rows_T.pin_memory()
+        self._row_of_token_T[: len(rows_T)].copy_(rows_T, non_blocking=True)
