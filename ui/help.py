@@ -20,6 +20,10 @@ WORDS: dict[str, str] = {
         "the others are for comparison."
     ),
     "position": "Which tokens of a reply are read. The mean over the whole reply is the steadiest.",
+    "read in": (
+        "Where the pairs are read: by a copy of the model that is loaded for this, or in the engine, "
+        "which serves the model already; that saves memory."
+    ),
     "steering vector": (
         "A direction inside the model; adding it while the model writes moves the behaviour."
     ),

@@ -10,7 +10,10 @@ import torch
 from vectors.errors import InputError, NameNotFound, SteeringNotApplied
 from vectors.steering.controls import random_direction
 from vectors.types import SteeringVector
+from workbench.data.templates import Sample
 from workbench.engines.base import Reply, Request, Sampling
+from workbench.engines.vllm.capture.found import Span
+from workbench.engines.vllm.paths import CAPTURES
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 LONG = "Tell me a story about the sea. " * 20
@@ -111,6 +114,58 @@ def test_tables_hold_the_likeliest_tokens(engine):
     assert len(table) == 2 and all(5 <= len(row) <= 6 for row in table)
     score = engine.score([(context, completion)])[0]
     assert sum(row[t] for row, t in zip(table, completion, strict=True)) == pytest.approx(score)
+
+
+def test_captured_means_are_those_of_transformers(engine, tiny_workbench):
+    from workbench.models.capture import block_means
+    from workbench.models.loading import load_model
+
+    rng = torch.Generator().manual_seed(1)
+    samples = [
+        Sample(*(tuple(torch.randint(4, 260, (n,), generator=rng).tolist()) for n in lengths))
+        for lengths in ((5, 3), (40, 17), (150, 1), (40, 17))
+    ]
+    wanted_LND, norms_LN = block_means(load_model(tiny_workbench.model()).model, samples)
+    spans = [Span([*s.context, *s.completion], len(s.context), len(s) - 1) for s in samples]
+    found = engine.capture(spans)
+    assert [captured.count for captured in found] == [3, 17, 1, 17]
+    for n, captured in enumerate(found):
+        close = {"rtol": 1e-2, "atol": 1e-2 * float(wanted_LND[:, n].abs().max())}
+        torch.testing.assert_close(captured.mean_LD, wanted_LND[:, n], **close)
+        torch.testing.assert_close(captured.norm_L, norms_LN[:, n], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"capture": "3-90", "capture_id": "a"}, "positions 0 to 19"),
+        ({"capture": "3:9", "capture_id": "a"}, "blocks 0 to 3"),
+        ({"capture": "all", "capture_id": "a"}, "write positions"),
+        ({"capture": "3"}, "capture_id"),
+        ({"capture": "3", "capture_id": "../x"}, "letters and digits"),
+    ],
+)
+def test_a_bad_capture_is_refused_in_a_sentence(engine, asked, words):
+    reply = post(engine, {"prompt": list(range(10, 30)), "vllm_xargs": asked})
+    assert reply.status_code == 400 and words in reply.json()["error"]["message"]
+
+
+def test_what_capture_cannot_do_is_refused(engine):
+    asked = {"capture": "decode", "capture_id": "b"}
+    body = {"prompt": [10, 20], "vllm_xargs": asked, "max_tokens": 4}
+    for more, words in (
+        ({"n": 2}, "n=1"),
+        ({"stop": "x"}, "stop"),
+        ({"use_beam_search": True}, "beam"),
+    ):
+        reply = post(engine, body | more)
+        assert reply.status_code == 400 and words in reply.text, reply.text
+    missing = engine._http.get(f"{CAPTURES}/nobody")
+    assert missing.status_code == 404 and "unknown" in missing.text
+
+
+def post(engine, body):
+    return engine._http.post("/v1/completions", json={"model": engine.model, **body})
 
 
 def test_stream_ends_with_the_reply(engine):

@@ -143,9 +143,11 @@ def control(path: Path) -> dict[int, torch.Tensor]:
 def test_a_contrast_set_measures_the_doses(wb: Workbench, tmp_path: Path) -> None:
     from vectors.types import Method
     from workbench.extract.extract import extract
+    from workbench.extract.readers import ModelReader
     from workbench.models.loading import load_model
 
-    made = extract(load_model(wb.model()), wb.contrast.get("brief"), method=Method.MEAN_DIFFERENCE)
+    reader = ModelReader(load_model(wb.model()))
+    made = extract(reader, wb.contrast.get("brief"), method=Method.MEAN_DIFFERENCE)
     path = tmp_path / "v.svec"
     directions = {str(b): v.tolist() for b, v in made.vector.directions.items()}
     path.write_text(json.dumps({"model_type": "llama", "directions": directions}))

@@ -9,6 +9,7 @@ import signal
 import time
 
 import pytest
+import torch
 
 from vectors.errors import Cancelled, ContrastSetError, InputError, NameTaken, NotSteerable
 from workbench.train.lesson_file import load_lesson
@@ -43,6 +44,21 @@ def test_other_methods_and_positions(extracted, method):
     workbench, _ = extracted
     result = workbench.extract("formal", name=f"by-{method}", method=method, position="last")
     assert 0 <= result["best_block"] < 4
+
+
+@pytest.mark.parametrize("position", ["completion-mean", "last"])
+def test_the_engine_reads_what_the_model_in_this_process_does(extracted, position):
+    workbench, _ = extracted
+    here, there = (
+        workbench.extract("brief", name=f"by-{reader}", reader=reader, position=position)
+        for reader in ("model", "engine")
+    )
+    assert here["best_block"] == there["best_block"]
+    ours, theirs = (workbench.library.load_vector(f"by-{r}")[1] for r in ("engine", "model"))
+    for block in range(4):
+        cosine = torch.cosine_similarity(ours.directions[block], theirs.directions[block], dim=0)
+        assert cosine > 0.999, block
+        assert ours.mean_norms[block] == pytest.approx(theirs.mean_norms[block], rel=1e-2)
 
 
 def test_verify_train_compare_through_the_engine(extracted):
@@ -95,7 +111,8 @@ def test_a_training_killed_on_the_way_goes_on_with_its_own_decisions(extracted):
     assert not lesson.exists() and not checkpoint.exists()
 
 
-def test_instructions_become_completions(extracted, tmp_path):
+@pytest.mark.parametrize("reader", ["model", "engine"])
+def test_instructions_become_completions(extracted, tmp_path, reader):
     workbench, _ = extracted
     rows = [
         {
@@ -108,7 +125,7 @@ def test_instructions_become_completions(extracted, tmp_path):
     path = tmp_path / "asked.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     try:
-        result = workbench.extract(str(path), name="asked")
+        result = workbench.extract(str(path), name="asked", reader=reader)
     except NotSteerable as error:
         assert "the same on both sides" in str(error)
     else:

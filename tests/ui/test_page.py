@@ -298,9 +298,9 @@ def test_a_failure_of_ours_shows_no_traceback(caplog: pytest.LogCaptureFixture) 
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [
-        ("extract", ["nothing-there", "", "pca", "last"], "no contrast set"),
-        ("extract", ["cheerful", "Bad Name", "pca", "last"], "Bad Name"),
-        ("extract", [None, "", "pca", "last"], "Choose a contrast set"),
+        ("extract", ["nothing-there", "", "pca", "last", "model"], "no contrast set"),
+        ("extract", ["cheerful", "Bad Name", "pca", "last", "model"], "Bad Name"),
+        ("extract", [None, "", "pca", "last", "model"], "Choose a contrast set"),
         ("verify", [None, 19, ""], "Choose a steering vector"),
         ("verify", ["v", 19, "0.1, x"], "must be a number"),
         ("verify", ["v", None, ""], "number of random directions"),

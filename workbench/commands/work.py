@@ -36,11 +36,15 @@ def extract(
     position: Annotated[
         str, typer.Option(help="completion-mean, last or prompt-last.")
     ] = "completion-mean",
+    reader: Annotated[
+        str,
+        typer.Option(help="model: loaded for this; engine: read in vLLM, which serves it already."),
+    ] = "model",
     detach: Detach = False,
 ) -> None:
     """Extract a steering vector from a contrast set."""
     options = {"contrast": contrast, "name": name, "method": method, "position": position}
-    _run(session, "extract", detach, **options)
+    _run(session, "extract", detach, reader=reader, **options)
 
 
 def verify(

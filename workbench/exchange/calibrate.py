@@ -14,6 +14,7 @@ from vectors.steering.diagnostics import separation
 from workbench.data.contrast import ContrastSet
 from workbench.data.templates import sample
 from workbench.extract.extract import USABLE_DEPTH
+from workbench.extract.readers import ModelReader
 from workbench.extract.realise import realise
 from workbench.models.capture import block_means
 from workbench.models.loading import LoadedModel
@@ -42,7 +43,9 @@ def measure(
 
     The same norms, measures and choice of a block as when a vector is extracted here.
     """
-    contrast = realise(loaded, contrast, report) if contrast.by_instruction else contrast
+    contrast = (
+        realise(ModelReader(loaded), contrast, report) if contrast.by_instruction else contrast
+    )
     pairs = [*contrast.train, *contrast.held_out]
     window = loaded.info.window
     samples = [

@@ -16,9 +16,9 @@ from vectors.steering.directions import direction
 from vectors.types import Method, SteeringVector
 from workbench.data.contrast import ContrastPair, ContrastSet
 from workbench.data.templates import Sample, sample
+from workbench.extract.readers import Reader
 from workbench.extract.realise import realise
-from workbench.models.capture import Position, block_means
-from workbench.models.loading import LoadedModel
+from workbench.models.capture import Position
 from workbench.settings import package_version
 
 __all__ = ["Extraction", "extract"]
@@ -64,7 +64,7 @@ class Extraction:
 
 
 def extract(
-    loaded: LoadedModel,
+    reader: Reader,
     contrast: ContrastSet,
     *,
     method: Method = Method.MEAN_DIFFERENCE,
@@ -81,10 +81,10 @@ def extract(
         PromptTooLong: a pair does not fit the model's window.
     """
     started = time.monotonic()
-    contrast = realise(loaded, contrast, report) if contrast.by_instruction else contrast
+    contrast = realise(reader, contrast, report) if contrast.by_instruction else contrast
     pairs = [*contrast.train, *contrast.held_out]
-    sides = [_samples(loaded, pairs, side) for side in ("positive", "negative")]
-    means_LND, norms_LN = block_means(loaded.model, [*sides[0], *sides[1]], position, report)
+    sides = [_samples(reader, pairs, side) for side in ("positive", "negative")]
+    means_LND, norms_LN = reader.means([*sides[0], *sides[1]], position, report)
     pos_LND, neg_LND = means_LND.chunk(2, dim=1)
     n = len(contrast.train)
     directions: dict[int, Tensor] = {}
@@ -99,7 +99,7 @@ def extract(
     info = {
         "method": str(method),
         "position": position,
-        "model": loaded.info.name,
+        "model": reader.info.name,
         "contrast": {"name": contrast.name, "digest": contrast.digest, "pairs": len(pairs)},
         "steerable": verdict,
         "suggested_dose": SUGGESTED_DOSE,
@@ -109,7 +109,7 @@ def extract(
         },
     }
     vector = SteeringVector(
-        base=loaded.info.base,
+        base=reader.info.base,
         directions=directions,
         mean_norms={b: float(train_norms_LN[b].mean()) for b in directions},
         best_block=best,
@@ -131,9 +131,9 @@ def best_block(found: Sequence[Separation]) -> int:
     return max(range(low, high + 1), key=lambda b: found[b].rank)
 
 
-def _samples(loaded: LoadedModel, pairs: Sequence[ContrastPair], side: str) -> list[Sample]:
-    window = loaded.info.window
-    return [sample(loaded.tokenizer, p.prompt, getattr(p, side), window=window) for p in pairs]
+def _samples(reader: Reader, pairs: Sequence[ContrastPair], side: str) -> list[Sample]:
+    window = reader.info.window
+    return [sample(reader.tokenizer, p.prompt, getattr(p, side), window=window) for p in pairs]
 
 
 def _words(contrast: ContrastSet, verdict: str, best: int, found: Separation) -> str:

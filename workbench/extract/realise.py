@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
+from collections.abc import Callable
 
 from vectors.errors import NotSteerable
 from workbench.data.contrast import ContrastPair, ContrastSet
-from workbench.data.templates import context_ids
-from workbench.models.loading import LoadedModel
+from workbench.extract.readers import Reader
 
 __all__ = ["realise"]
 
-TOKENS = 48
-BATCH = 16
 
-
-@torch.inference_mode()
 def realise(
-    loaded: LoadedModel,
+    reader: Reader,
     contrast: ContrastSet,
     report: Callable[[float, str], None] = lambda share, words: None,
 ) -> ContrastSet:
@@ -37,11 +29,7 @@ def realise(
         for p in contrast.pairs
         for instruction in (p.positive_instruction, p.negative_instruction)
     ]
-    replies: list[str] = []
-    for start in range(0, len(asked), BATCH):
-        batch = asked[start : start + BATCH]
-        replies += _replies(loaded, batch)
-        report(start / len(asked), f"answering under instructions, {start} of {len(asked)}")
+    replies = reader.answers(asked, report)
     pairs = [
         ContrastPair(prompt=p.prompt, positive=positive, negative=negative, tags=p.tags)
         for p, positive, negative in zip(contrast.pairs, replies[::2], replies[1::2], strict=True)
@@ -53,30 +41,3 @@ def realise(
             f"{len(contrast.pairs) - len(pairs)} of {len(contrast.pairs)} prompts; make them clearer."
         )
     return ContrastSet(contrast.name, tuple(pairs), contrast.about, contrast.builtin)
-
-
-def _replies(loaded: LoadedModel, batch: Sequence[tuple[str, str]]) -> list[str]:
-    tokenizer: Any = loaded.tokenizer
-    contexts = [
-        context_ids(
-            tokenizer,
-            [{"role": "system", "content": instruction}, {"role": "user", "content": prompt}],
-        )
-        for prompt, instruction in batch
-    ]
-    longest = max(map(len, contexts))
-    device = next(loaded.model.parameters()).device
-    pad = tokenizer.pad_token_id
-    ids_BT = torch.tensor([[pad] * (longest - len(c)) + list(c) for c in contexts], device=device)
-    mask_BT = torch.tensor(
-        [[0] * (longest - len(c)) + [1] * len(c) for c in contexts], device=device
-    )
-    out_BT = loaded.model.generate(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
-        max_new_tokens=TOKENS,
-        do_sample=False,
-        pad_token_id=pad,
-    )
-    texts = tokenizer.batch_decode(out_BT[:, longest:], skip_special_tokens=True)
-    return [text.strip() for text in texts]

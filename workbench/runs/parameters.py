@@ -79,6 +79,7 @@ class Extract(_Parameters):
     name: Name
     method: Method = Method.MEAN_DIFFERENCE
     position: Literal["completion-mean", "last", "prompt-last"] = "completion-mean"
+    reader: Literal["model", "engine"] = "model"
 
 
 class Verify(_Parameters):

@@ -12,7 +12,10 @@ from vectors.types import Method, SteeringVector
 from workbench.compare.compare import compare
 from workbench.data.contrast import ContrastSet, parse_contrast
 from workbench.engines.base import Engine
+from workbench.engines.vllm.client import VllmEngine
 from workbench.extract.extract import extract
+from workbench.extract.readers import EngineReader, ModelReader, Reader
+from workbench.models.catalog import Model
 from workbench.models.loading import load_model, load_tokenizer
 from workbench.runs.process import Progress
 from workbench.service import EngineStatus, Workbench
@@ -71,10 +74,8 @@ def extract_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict
     """Extract a vector and keep it."""
     contrast = workbench.contrast.get(p["contrast"])
     info = workbench.model(progress.part(0, 0.1))
-    progress(0.1, "loading the model")
-    loaded = load_model(info)
     found = extract(
-        loaded,
+        reader_of(workbench, info, p["reader"], progress),
         contrast,
         method=Method(p["method"]),
         position=p["position"],
@@ -90,6 +91,23 @@ def extract_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict
         },
     )
     return {"name": entry.name, "digest": entry.digest, "revision": entry.revision, **summary}
+
+
+def reader_of(workbench: Workbench, info: Model, where: str, progress: Progress) -> Reader:
+    """The model in this process, or the engine that serves it.
+
+    Raises:
+        InputError: an engine that does not capture.
+    """
+    if where == "model":
+        progress(0.1, "loading the model")
+        return ModelReader(load_model(info))
+    engine = engine_of(workbench, progress.part(0.05, 0.15))
+    if not isinstance(engine, VllmEngine):
+        raise InputError(
+            "Only vLLM reads activations in the engine; leave --reader or --engine out."
+        )
+    return EngineReader(engine, info, load_tokenizer(info), progress.cancelled)
 
 
 def engine_of(workbench: Workbench, progress: Progress) -> Engine:

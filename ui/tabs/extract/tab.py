@@ -26,6 +26,7 @@ POSITIONS = [
     ("last token of the reply", "last"),
     ("last token of the prompt", "prompt-last"),
 ]
+READERS = [("a copy of the model", "model"), ("the engine", "engine")]
 BLOCKS = ["block", "AUROC", "Cohen's d", "pair accuracy", "agreement", "norm"]
 
 
@@ -103,7 +104,14 @@ def _fields() -> list[Any]:
             info=help_for("position"),
             elem_id="extract-position",
         )
-    return [name, method, position]
+        reader = gr.Dropdown(
+            READERS,
+            value="model",
+            label="Read in",
+            info=help_for("read in"),
+            elem_id="extract-reader",
+        )
+    return [name, method, position, reader]
 
 
 def _result() -> list[Any]:
@@ -115,11 +123,11 @@ def _result() -> list[Any]:
     return [result, sentence, chart, blocks]
 
 
-def _parameters(contrast: str | None, called: str, by: str, at: str) -> dict[str, Any]:
+def _parameters(contrast: str | None, called: str, by: str, at: str, where: str) -> dict[str, Any]:
     if not contrast:
         raise InputError("Choose a contrast set first.")
     kept = typed(called) or contrast
-    return {"contrast": contrast, "name": kept, "method": by, "position": at}
+    return {"contrast": contrast, "name": kept, "method": by, "position": at, "reader": where}
 
 
 def _show(view: Any) -> tuple[Any, ...]:

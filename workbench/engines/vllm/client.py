@@ -23,8 +23,10 @@ from workbench.engines.base import (
     TokenTable,
     never,
 )
+from workbench.engines.vllm.capture.found import Captured, Span, read_captures
+from workbench.engines.vllm.capture.spec import CAPTURE, CAPTURE_ID
 from workbench.engines.vllm.gate import HEADER
-from workbench.engines.vllm.paths import HELLO, RECEIPTS
+from workbench.engines.vllm.paths import CAPTURES, HELLO, RECEIPTS
 from workbench.engines.vllm.spec import STEER, STEER_ID, parse_request
 
 __all__ = ["VllmEngine", "request_body"]
@@ -222,6 +224,36 @@ class VllmEngine:
 
         with ThreadPoolExecutor(2) as pool:
             return [table for tables in pool.map(one, batches) for table in tables]
+
+    # -- activations ----------------------------------------------------------------------------
+
+    def capture(self, spans: Sequence[Span], *, weights: str = BASE_WEIGHTS) -> list[Captured]:
+        """Read the residual stream behind every block, averaged over each span's positions.
+
+        Raises:
+            InputError: a span that its prompt does not have, or an engine started without capture.
+        """
+        names = [secrets.token_hex(12) for _ in spans]
+
+        def run(name: str, span: Span) -> None:
+            body = {
+                "model": self.model,
+                "prompt": list(span.ids),
+                "max_tokens": 1,
+                "temperature": 0,
+                "vllm_xargs": {CAPTURE: f"{span.first}-{span.last}", CAPTURE_ID: name},
+            }
+            self._post("/v1/completions", body, weights, "")
+
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            list(pool.map(run, names, spans))
+        try:
+            reply = self._http.get(f"{CAPTURES}/{','.join(names)}")
+        except httpx.HTTPError as error:
+            raise _lost(error, "") from error
+        if reply.status_code != 200:
+            raise _refusal(reply)
+        return read_captures(reply.content, names)
 
     # -- underneath -----------------------------------------------------------------------------
 
