@@ -169,6 +169,11 @@ def receipt(reply: Any, asked: str) -> str:
     if not asked:
         parts.append("not steered")
     elif given is not None:
+        if given.projection is not None:
+            met = "does not meet" if given.declined else "meets"
+            parts.append(
+                f"the prompt {met} the condition: its projection is {given.projection:+.3f}"
+            )
         places = f"{given.prompt} prompt and {given.decode} written positions steered"
         parts.append(places + (f", {given.cached} from the cache" if given.cached else ""))
         parts.append(f"asked: {asked}")

@@ -27,6 +27,11 @@ def ask(ids=SHORT, steer="", tokens=60, **more):
     return {"ids": ids, "steer": steer, "tokens": tokens, **more}
 
 
+CONDITION = (
+    '{"terms": [{"name": "axis", "dose": 2.0, "blocks": [0], "phase": "decode"}], "condition": %s}'
+)
+NEVER = CONDITION % '{"name": "axis", "above": 1}'
+EVER = CONDITION % '{"name": "axis", "block": 3, "above": -1}'
 SEEN = [ask(IDS, "axis=2.0:0", 2, capture="70-150"), ask(IDS, tokens=12, capture="decode:2-3")]
 # The same vector takes one row, so that these run together until the blocks are used up.
 CROWD = [ask(IDS[n : n + 60], steer) for n in (0, 60, 120) for steer in ("", "axis=2.0:0")]
@@ -49,6 +54,11 @@ STEPS = {
     **{f"score {steer}": [ask(IDS, steer, 1, score=100)] for steer in ["", *SCORED]},
     "lost": ["lost", ask(IDS, "axis=2.0:2", tokens=8), ask(IDS, tokens=8)],
     "found": [ask(IDS, "axis=2.0:2", tokens=8)],
+    "decided": [ask(IDS, s, 30) for s in (NEVER, EVER, "axis=2.0:0/decode", "")],
+    "decided crowd": [
+        {**request, "steer": (NEVER, EVER)[n % 2]} for n, request in enumerate(CROWD)
+    ],
+    **{f"decided {n}": [{**r, "steer": (NEVER, EVER)[n % 2]}] for n, r in enumerate(CROWD)},
     "seen crowd": [{**request, "capture": "10-59"} for request in CROWD],
     **{f"seen {n}": [{**request, "capture": "10-59"}] for n, request in enumerate(CROWD)},
     "seen decoding": [{**request, "capture": "decode"} for request in CROWD],
@@ -142,6 +152,15 @@ def test_prompts_in_chunks_score_as_in_transformers(found, tiny_workbench):
         score = sum(found["steps"][f"score {steer}"][0]["score"])
         assert score == pytest.approx(wanted, abs=0.05), steer
         assert abs(score - plain) > 0.5, "it would pass unsteered"
+
+
+def test_the_prompt_decides_whether_what_follows_is_steered(found):
+    """In chunks of 32 tokens, and preempted on the way."""
+    never, ever, steered, plain = (answer["ids"] for answer in found["steps"]["decided"])
+    assert never == plain != steered == ever
+    crowd = [answer["ids"] for answer in found["steps"]["decided crowd"]]
+    assert crowd == [found["steps"][f"decided {n}"][0]["ids"] for n in range(len(CROWD))]
+    assert len({str(ids) for ids in crowd}) == len(crowd)
 
 
 @pytest.mark.parametrize("which", ["seen", "seen decoding", "seen in chunks"])

@@ -179,7 +179,7 @@ def test_receipts_count_positions_once_over_preemption_and_cache():
     slots_N = steering.slots(["r"])
     steering.ran(slots_N, np.array([7]))
     wanted = {"requests": 1, "prompt": 3, "decode": 3, "cached": 1, "rows": 1, "least": 7}
-    assert steering.receipt("one") == {**wanted, "problem": ""}
+    assert steering.receipt("one") == {**wanted, "problem": "", "declined": 0, "projection": None}
     assert steering.receipt("one")["requests"] == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -203,6 +204,48 @@ def test_the_json_form_steers_like_the_grammar(engine):
     said = engine.generate([ask(steer="north=2.0:1/prompt")])[0]
     json_form = '{"terms": [{"name": "north", "dose": 2.0, "blocks": [1], "phase": "prompt"}]}'
     assert engine.generate([ask(steer=json_form)])[0].text == said.text
+
+
+def conditional(condition, phase="decode"):
+    term = {"name": "north", "dose": 3.0, "phase": phase}
+    return json.dumps({"terms": [term], "condition": {"name": "east", **condition}})
+
+
+def test_a_condition_lets_the_prompt_decide(engine):
+    plain, always, never, ever = engine.generate(
+        [
+            ask(),
+            ask(steer="north=3.0/decode"),
+            ask(steer=conditional({"above": 1})),
+            ask(steer=conditional({"below": 1})),
+        ]
+    )
+    assert never.text == plain.text != always.text == ever.text
+    assert never.receipt.declined == 1 and ever.receipt.declined == 0
+    found = never.receipt.projection
+    assert found == ever.receipt.projection != 0 and -1 < found < 1
+    for side, text in (("above", always.text), ("below", plain.text)):
+        steer = conditional({side: found - 1e-4})
+        again = [
+            engine.generate([ask(steer=steer)])[0] for _ in range(2)
+        ]  # the second finds a cache
+        assert [reply.text for reply in again] == [text, text]
+
+
+@pytest.mark.parametrize(
+    ("steer", "words"),
+    [
+        (conditional({}), "'above' and 'below'"),
+        (conditional({"above": 0, "below": 0}), "'above' and 'below'"),
+        (conditional({"above": 2}), "condition.above"),
+        (conditional({"above": 0, "block": 9}), "block 9"),
+        (conditional({"above": 0, "name": "nobody"}), "nobody"),
+        (conditional({"above": 0}, "all"), "phase decode"),
+    ],
+)
+def test_a_bad_condition_is_refused_in_a_sentence(engine, steer, words):
+    with pytest.raises(InputError, match=words):
+        engine.generate([ask(steer=steer)])
 
 
 def test_a_vector_of_another_base_is_refused(engine, tiny_workbench):

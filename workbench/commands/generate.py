@@ -124,6 +124,9 @@ def _proof(reply: Reply) -> str:
         got = reply.receipt
         cached = f" ({got.cached} from the cache)" if got.cached else ""
         words.append(f"steered {got.prompt} prompt{cached} and {got.decode} decode positions")
+        if got.projection is not None:
+            met = "not met" if got.declined else "met"
+            words.append(f"condition {met}: the prompt's projection is {got.projection:+.3f}")
     if reply.finish == "length":
         words.append("cut at --max-tokens")
     return ", ".join(words)

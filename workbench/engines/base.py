@@ -67,8 +67,9 @@ class Receipt:
     """Proof of steering: distinct positions steered per phase, and rows used.
 
     `cached` positions were taken from the prefix cache of equally steered requests. `least` is the
-    number of steered positions of the request that has fewest. `problem` says why the engine could not
-    steer a request that it had accepted.
+    number of steered positions of the request that has fewest. `declined` requests had a condition that
+    their prompts do not meet, and `projection` is what the last one was decided by. `problem` says why
+    the engine could not steer a request that it had accepted.
     """
 
     requests: int = 0
@@ -78,6 +79,8 @@ class Receipt:
     rows: int = 0
     least: int = 0
     problem: str = ""
+    declined: int = 0
+    projection: float | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from vectors.errors import Cancelled, NameNotFound, PromptTooLong, SteeringNotApplied
+from vectors.errors import Cancelled, InputError, NameNotFound, PromptTooLong, SteeringNotApplied
 from vectors.steering.operators import Edit, apply_edit, combine, edit_of
 from vectors.store import Library
 from vectors.types import Phase
@@ -211,6 +211,8 @@ class _Steering:
         self._resolved = (
             resolve_request(steer, engine.library, engine.base) if steer else Resolved(())
         )
+        if self._resolved.condition is not None:
+            raise InputError("The engine transformers decides no condition; use --engine vllm.")
         self._vectors = {
             i.vector: engine.library.vector_by_digest(i.vector) for i in self._resolved.injections
         }

@@ -14,6 +14,7 @@ from typing import Any
 
 from vectors.errors import GrammarError, WorkbenchError
 from vectors.store import Library
+from workbench.engines.vllm.capture.frontend import check_engine
 from workbench.engines.vllm.capture.spec import CAPTURE
 from workbench.engines.vllm.resolver import Resolver
 from workbench.engines.vllm.settings import Settings
@@ -52,6 +53,12 @@ def install() -> None:
                 )
             resolved = resolve(extra[STEER])
             _check_operators(resolved, settings)
+            if resolved.condition is not None:
+                check_engine(settings)
+                if CAPTURE in extra:
+                    raise GrammarError(
+                        f"A request with a condition cannot '{CAPTURE}' as well; send two requests."
+                    )
         except WorkbenchError as error:
             raise VLLMValidationError(str(error), parameter=STEER) from error
         request = original(self, request_id, prompt, params, *args, **kw)
@@ -59,6 +66,8 @@ def install() -> None:
         params = request.sampling_params
         assert params is not None
         params.extra_args = {**extra, STEER: resolved.to_json()}
+        if resolved.condition is not None:
+            params.skip_reading_prefix_cache = True
         if resolved.injections:
             request.cache_salt = salted(request.cache_salt, resolved.digest)
         return request

@@ -44,8 +44,7 @@ class Resolver:
                 self._mark = mark
             found = self._texts.get(text) if isinstance(text, str) else None
         if found is None:
-            terms, start = parse_steering(text)
-            found = resolve(terms, lambda ref: self._find(ref, mark), self._base, start)
+            found = resolve(parse_steering(text), lambda ref: self._find(ref, mark), self._base)
             if len(text) <= LONGEST:
                 self._keep(self._texts, text, found, mark)
         return found

@@ -68,6 +68,16 @@ class RowBank:
             self._count(row, 1)
         return row
 
+    def direction(self, digest: str, block: int) -> Tensor:
+        """A vector's unit direction at a block, `[D]` float32, on the table's device.
+
+        Raises:
+            NameNotFound, StoreCorrupt, BlockNotFound, ShapeMismatch: a vector that cannot be used.
+        """
+        vector = self._load(digest)
+        self._check(digest, vector, block)
+        return vector.directions[block].to(self._table.add_LRD.device, dtype=torch.float32)
+
     def release(self, row: int) -> None:
         """One user less."""
         if not row:
@@ -103,16 +113,7 @@ class RowBank:
         vectors = {digest: self._load(digest) for digest in {i.vector for i in key}}
         for injection in key:
             vector, block = vectors[injection.vector], injection.block
-            if vector.width != self._table.width:
-                raise ShapeMismatch(
-                    f"The vector {injection.vector[:12]} has width {vector.width} and this model "
-                    f"{self._table.width}; extract it again for this model."
-                )
-            if block not in vector.directions or block >= self._table.blocks:
-                raise BlockNotFound(
-                    f"The vector {injection.vector[:12]} cannot be used at block {block}; this "
-                    f"model has {self._table.blocks} blocks."
-                )
+            self._check(injection.vector, vector, block)
             edit = edit_of(
                 injection.operator,
                 vector.directions[block],
@@ -121,6 +122,18 @@ class RowBank:
             )
             by_block.setdefault(block, []).append(edit)
         return {block: combine(edits) for block, edits in sorted(by_block.items())}
+
+    def _check(self, digest: str, vector: SteeringVector, block: int) -> None:
+        if vector.width != self._table.width:
+            raise ShapeMismatch(
+                f"The vector {digest[:12]} has width {vector.width} and this model "
+                f"{self._table.width}; extract it again for this model."
+            )
+        if block not in vector.directions or block >= self._table.blocks:
+            raise BlockNotFound(
+                f"The vector {digest[:12]} cannot be used at block {block}; this "
+                f"model has {self._table.blocks} blocks."
+            )
 
     def _write(self, row: int, edits: dict[int, Edit]) -> None:
         table = self._table

@@ -7,7 +7,12 @@ id of its own, under which the receipt is kept). The front end resolves names to
     {"terms": [{"name": "cheerful", "dose": 0.2, "blocks": [15], "phase": "decode"}], "start": 4}
 
 is the JSON form; a term may also have `revision` and `operator`, and positions before `start` stay as
-they are.
+they are. With a condition, such as
+
+    "condition": {"name": "question", "block": 12, "above": 0.05}
+
+(or `below`; `block` is the vector's best where it is left out) the prompt decides whether what follows is
+steered: by the mean of its projections on that direction, as a share of its mean norm.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,8 +35,10 @@ from vectors.types import Phase
 __all__ = [
     "STEER",
     "STEER_ID",
+    "Condition",
     "Injection",
     "Known",
+    "Parsed",
     "Resolved",
     "Row",
     "known",
@@ -79,11 +86,37 @@ class Row(tuple[Injection, ...]):
 
 
 @dataclass(frozen=True)
+class Condition:
+    """Steer only where the prompt lies on one side of a threshold.
+
+    With unit direction `v` and the residual stream `h` behind `block`, over the prompt's positions,
+    `c = sum(h . v) / sum(|h|)`, between -1 and 1. After conditional activation steering (Lee et al. 2024,
+    arXiv 2409.05907), which compares the cosine of one mean.
+
+    Args:
+        vector: digest of the vector whose direction is read.
+        block: at whose output.
+        threshold: for `c`.
+        above: whether a `c` above it steers, or one below.
+    """
+
+    vector: str
+    block: int
+    threshold: float
+    above: bool = True
+
+    def holds(self, projection: float) -> bool:
+        """Whether a prompt with this `c` is steered."""
+        return projection > self.threshold if self.above else projection < self.threshold
+
+
+@dataclass(frozen=True)
 class Resolved:
     """What the workers apply, in a canonical order; positions before `start` stay as they are."""
 
     injections: tuple[Injection, ...]
     start: int = 0
+    condition: Condition | None = None
 
     def to_json(self) -> str:
         """The canonical text, equal for equal steering."""
@@ -92,7 +125,10 @@ class Resolved:
     @cached_property
     def _text(self) -> str:
         terms = [[i.vector, i.block, i.dose, str(i.phase), i.operator] for i in self.injections]
-        return json.dumps({"terms": terms, "start": self.start}, separators=(",", ":"))
+        said: dict[str, Any] = {"terms": terms, "start": self.start}
+        if (c := self.condition) is not None:
+            said["condition"] = [c.vector, c.block, c.threshold, c.above]
+        return json.dumps(said, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Resolved:
@@ -132,7 +168,11 @@ class Resolved:
 def _read(text: str) -> Resolved:
     read = json.loads(text)
     terms = [Injection(v, int(b), float(d), Phase(p), o) for v, b, d, p, o in read["terms"]]
-    return Resolved(tuple(terms), int(read["start"]))
+    condition = None
+    if "condition" in read:
+        vector, block, threshold, above = read["condition"]
+        condition = Condition(vector, int(block), float(threshold), bool(above))
+    return Resolved(tuple(terms), int(read["start"]), condition)
 
 
 @dataclass(frozen=True)
@@ -165,10 +205,28 @@ class _JsonTerm(BaseModel):
     operator: str = "add"
 
 
+class _JsonCondition(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    revision: str | None = None
+    block: int | None = None
+    above: float | None = Field(default=None, ge=-1, le=1)
+    below: float | None = Field(default=None, ge=-1, le=1)
+
+
 class _JsonRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     terms: list[_JsonTerm] = Field(min_length=1, max_length=64)
     start: int = Field(default=0, ge=0, le=100_000_000)
+    condition: _JsonCondition | None = None
+
+
+class Parsed(NamedTuple):
+    """What a client sent as `steer`; the condition still names its vector."""
+
+    terms: tuple[SteerTerm, ...]
+    start: int = 0
+    condition: _JsonCondition | None = None
 
 
 def parse_request(text: str) -> tuple[SteerTerm, ...]:
@@ -178,7 +236,7 @@ def parse_request(text: str) -> tuple[SteerTerm, ...]:
         GrammarError: neither.
         DoseError: a dose out of range.
     """
-    return parse_steering(text)[0]
+    return parse_steering(text).terms
 
 
 def resolve_request(text: str, library: Library, base: str) -> Resolved:
@@ -187,12 +245,11 @@ def resolve_request(text: str, library: Library, base: str) -> Resolved:
     Raises:
         InputError: see `parse_request` and `resolve`.
     """
-    terms, start = parse_steering(text)
-    return resolve(terms, partial(known, library), base, start)
+    return resolve(parse_steering(text), partial(known, library), base)
 
 
-def parse_steering(text: str) -> tuple[tuple[SteerTerm, ...], int]:
-    """Return the terms of what a client sent as `steer`, and the start position.
+def parse_steering(text: str) -> Parsed:
+    """Read what a client sent as `steer`.
 
     Raises:
         GrammarError, DoseError: see `parse_request`.
@@ -202,7 +259,7 @@ def parse_steering(text: str) -> tuple[tuple[SteerTerm, ...], int]:
             f"'{STEER}' must be text such as cheerful=0.2, not {type(text).__name__}."
         )
     if not text.lstrip().startswith("{"):
-        return parse_steer(text), 0
+        return Parsed(parse_steer(text))
     try:
         request = _JsonRequest.model_validate_json(text)
     except ValidationError as error:
@@ -211,7 +268,15 @@ def parse_steering(text: str) -> tuple[tuple[SteerTerm, ...], int]:
         raise GrammarError(
             f"The JSON form of '{STEER}' is wrong at {where}: {first['msg']}."
         ) from error
-    return tuple(_expand(request.terms)), request.start
+    return Parsed(tuple(_expand(request.terms)), request.start, _checked(request.condition))
+
+
+def _checked(condition: _JsonCondition | None) -> _JsonCondition | None:
+    if condition is not None and (condition.above is None) == (condition.below is None):
+        raise GrammarError(
+            f"The condition of '{STEER}' needs one of 'above' and 'below', a number from -1 to 1."
+        )
+    return condition
 
 
 def _expand(terms: Iterable[_JsonTerm]) -> Iterable[SteerTerm]:
@@ -220,36 +285,29 @@ def _expand(terms: Iterable[_JsonTerm]) -> Iterable[SteerTerm]:
             yield SteerTerm(t.name, t.dose, t.revision, block, None, t.phase, t.operator)
 
 
-def resolve(
-    terms: Iterable[SteerTerm], find: Callable[[str], Known], base: str, start: int = 0
-) -> Resolved:
+def resolve(asked: Parsed, find: Callable[[str], Known], base: str) -> Resolved:
     """Turn names into digests and default blocks into blocks; `find` looks a vector up.
 
     Raises:
         NameNotFound: no such vector.
         ModelMismatch: a vector of another base.
         BlockNotFound: a block that the vector has no direction for.
-        GrammarError: operators that cannot act together.
+        GrammarError: operators that cannot act together, or a condition on the prompt's own steering.
     """
     found: list[Injection] = []
-    for term in terms:
-        ref = term.name if term.revision is None else f"{term.name}@{term.revision}"
-        vector = find(ref)
-        if vector.base != base:
-            raise ModelMismatch(
-                f"The vector '{ref}' belongs to base {vector.base[:12]}, and this engine serves "
-                f"{base[:12]}; extract it again for this model."
-            )
+    for term in asked.terms:
+        ref, vector = _find(term, find, base)
         for block in term.blocks(vector.best_block):
-            if block not in vector.blocks:
-                raise BlockNotFound(
-                    f"The vector '{ref}' has no direction at block {block}; "
-                    f"it has {min(vector.blocks)} to {max(vector.blocks)}."
-                )
+            _check_block(ref, vector, block)
             # A dose of 0 adds nothing; leaving it out keeps the reply bit for bit the base's.
             if term.acts:
                 found.append(Injection(vector.digest, block, term.dose, term.phase, term.operator))
-    resolved = Resolved(tuple(sorted(found)), start)
+    resolved = Resolved(tuple(sorted(found)), asked.start, _condition(asked, find, base))
+    if resolved.condition is not None and resolved.at(Phase.PROMPT):
+        raise GrammarError(
+            "A condition is decided by the prompt, so that only what follows can be steered; give each "
+            "term the phase decode."
+        )
     for phase in (Phase.PROMPT, Phase.DECODE):
         by_block: dict[int, list[str]] = {}
         for injection in resolved.at(phase):
@@ -257,6 +315,39 @@ def resolve(
         for operators in by_block.values():
             check_together(operators)
     return resolved
+
+
+def _find(
+    named: SteerTerm | _JsonCondition, find: Callable[[str], Known], base: str
+) -> tuple[str, Known]:
+    ref = named.name if named.revision is None else f"{named.name}@{named.revision}"
+    vector = find(ref)
+    if vector.base != base:
+        raise ModelMismatch(
+            f"The vector '{ref}' belongs to base {vector.base[:12]}, and this engine serves "
+            f"{base[:12]}; extract it again for this model."
+        )
+    return ref, vector
+
+
+def _check_block(ref: str, vector: Known, block: int) -> None:
+    if block not in vector.blocks:
+        raise BlockNotFound(
+            f"The vector '{ref}' has no direction at block {block}; "
+            f"it has {min(vector.blocks)} to {max(vector.blocks)}."
+        )
+
+
+def _condition(asked: Parsed, find: Callable[[str], Known], base: str) -> Condition | None:
+    c = asked.condition
+    if c is None:
+        return None
+    ref, vector = _find(c, find, base)
+    block = vector.best_block if c.block is None else c.block
+    _check_block(ref, vector, block)
+    threshold = c.above if c.above is not None else c.below
+    assert threshold is not None
+    return Condition(vector.digest, block, threshold, c.above is not None)
 
 
 def receipt_id(extra_args: dict[str, Any]) -> str:

@@ -19,10 +19,11 @@ from torch import Tensor
 from vectors.errors import WorkbenchError
 from vectors.types import Phase
 from workbench.engines.vllm.capture.captures import Captures
+from workbench.engines.vllm.conditions import Conditions, Decision
 from workbench.engines.vllm.edit import EditTable
 from workbench.engines.vllm.rows import RowBank
 from workbench.engines.vllm.spec import STEER, STEER_ID, Resolved
-from workbench.engines.vllm.tokens import DECODE_ROW, PROMPT_ROW, Array, Expand, TokenRows
+from workbench.engines.vllm.tokens import DECODE_ROW, Array, Expand, TokenRows
 
 __all__ = ["Steering"]
 
@@ -40,12 +41,18 @@ class _Proof:
     cached: int
     end: int = 0
     problem: str = ""
+    decision: Decision | None = None
+
+    @property
+    def declined(self) -> bool:
+        """Whether the prompt decided against steering."""
+        return self.decision is not None and not self.decision.steered
 
     def counts(self) -> dict[str, int]:
         def steered(low: int, high: int) -> int:
             return max(0, high - max(low, self.start))
 
-        in_prompt, in_decode = bool(self.rows[0]), bool(self.rows[1])
+        in_prompt, in_decode = bool(self.rows[0]), bool(self.rows[1]) and not self.declined
         cached, end = self.cached, max(self.end, self.cached)
         return {
             "prompt": in_prompt * steered(cached, min(end, self.length)),
@@ -70,6 +77,7 @@ class Steering(TokenRows):
         self.table = table
         self.bank = bank
         self.captures = captures
+        self._conditions = Conditions(captures)
         self._slot_of: dict[str, int] = {}
         self._free = list(range(slots))
         self._given = False
@@ -101,7 +109,7 @@ class Steering(TokenRows):
             return
         self._end_S[slot] = 0
         receipt = (extra or {}).get(STEER_ID) or ""
-        proof = self._rows(slot, steer, length, computed)
+        proof = self._rows(request, slot, steer, length, computed)
         if proof.problem:
             self.refused[request] = proof.problem
         proofs = self._proofs.setdefault(receipt, {}) if receipt else {}
@@ -114,7 +122,7 @@ class Steering(TokenRows):
         while len(self._proofs) > RECEIPTS_KEPT:
             self._proofs.popitem(last=False)
 
-    def _rows(self, slot: int, steer: str, length: int, computed: int) -> _Proof:
+    def _rows(self, request: str, slot: int, steer: str, length: int, computed: int) -> _Proof:
         taken: list[int] = []
         blocks: list[int] = []
         try:
@@ -123,15 +131,22 @@ class Steering(TokenRows):
                 row = resolved.at(phase)
                 taken.append(self.bank.acquire(row))
                 blocks.append(row.blocks)
+            decision = self._conditions.decision(request)
+            if (condition := resolved.condition) is not None and decision is None:
+                direction_D = self.bank.direction(condition.vector, condition.block)
+                self._conditions.add(
+                    request, condition, direction_D, length=length, computed=computed, slot=slot
+                )
         except WorkbenchError as error:
             # The engine must live on; this request alone ends with an error (see `refusal`).
             for number in taken:
                 self.bank.release(number)
             return _Proof(length, 0, (0, 0), (0, 0), computed, problem=str(error))
-        self._slots_S4[slot] = (taken[0], taken[1], length, resolved.start)
+        steered = resolved.condition is None or (decision is not None and decision.steered)
+        self._slots_S4[slot] = (taken[0], taken[1] if steered else 0, length, resolved.start)
         self._changed = True
         rows, counts = (taken[0], taken[1]), (blocks[0], blocks[1])
-        return _Proof(length, resolved.start, rows, counts, computed)
+        return _Proof(length, resolved.start, rows, counts, computed, decision=decision)
 
     def remove(self, request: str) -> None:
         """A request has ended or was preempted; unknown ones are none of ours."""
@@ -145,7 +160,8 @@ class Steering(TokenRows):
         if request not in self._live:
             return  # its slot says nothing, and has never said anything else
         self._note(request, slot)
-        for row in self._slots_S4[slot, [PROMPT_ROW, DECODE_ROW]].tolist():
+        self._conditions.remove(request)
+        for row in self._live[request][1].rows:
             self.bank.release(row)
         self._slots_S4[slot] = 0
         self._changed = True
@@ -180,6 +196,7 @@ class Steering(TokenRows):
         tokens: int,
     ) -> None:
         """Set the rows of a step whose batch lies on the device; `tokens` counts the padding."""
+        self._decide()
         batch = positions_T, first_token_N1, slot_of_request_N, requests, tokens
         super().expand(*batch)
         if self.captures is not None:
@@ -187,9 +204,22 @@ class Steering(TokenRows):
 
     def place(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
         """Set the rows of a step whose batch is known to the host."""
+        self._decide()
         super().place(slots_N, starts_N, counts_N)
         if self.captures is not None:
             self.captures.place(slots_N, starts_N, counts_N)
+
+    def _decide(self) -> None:
+        """Before a step: the requests whose prompts have run learn whether they are steered."""
+        if not self._conditions.pending:
+            return
+        ends = {request: int(self._end_S[self._slot_of[request]]) for request in self._live}
+        for request, decision in self._conditions.decide(ends).items():
+            proof = self._live[request][1]
+            proof.decision = decision
+            if decision.steered:
+                self._slots_S4[self._slot_of[request], DECODE_ROW] = proof.rows[1]
+                self._changed = True
 
     def rest(self) -> None:
         """Set every row to 0, or to the self-test's: a batch that belongs to no request."""
@@ -211,18 +241,22 @@ class Steering(TokenRows):
             proof = self._live[request][1]
             proof.end = max(proof.end, int(self._end_S[slot]))
 
-    def receipt(self, receipt: str) -> dict[str, int | str]:
+    def receipt(self, receipt: str) -> dict[str, int | float | str | None]:
         """Take the receipt: how many requests it covers and the distinct positions per phase."""
         proofs = self._proofs.pop(receipt, {})
         for request in proofs:
             if request in self._slot_of:
                 self._note(request, self._slot_of[request])
         counts = [proof.counts() for proof in proofs.values()]
+        asked = [c for c, p in zip(counts, proofs.values(), strict=True) if not p.declined]
+        decisions = [p.decision for p in proofs.values() if p.decision is not None]
         total = {k: sum(c[k] for c in counts) for k in ("prompt", "decode", "cached")}
         return {
             "requests": len(proofs),
             **total,
             "rows": max((max(p.blocks) for p in proofs.values()), default=0),
-            "least": min((sum(c.values()) for c in counts), default=0),
+            "least": min((sum(c.values()) for c in asked), default=0),
+            "declined": len(counts) - len(asked),
+            "projection": decisions[-1].projection if decisions else None,
             "problem": next((p.problem for p in proofs.values() if p.problem), ""),
         }

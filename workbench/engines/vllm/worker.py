@@ -39,7 +39,7 @@ class WorkbenchWorker:
             "selftest": asdict(report),
         }
 
-    def workbench_receipt(self, receipt: str) -> dict[str, int | str]:
+    def workbench_receipt(self, receipt: str) -> dict[str, int | float | str | None]:
         """Take the receipt of the requests that were sent under this id."""
         return steering_of(self.model_runner).receipt(receipt)
 

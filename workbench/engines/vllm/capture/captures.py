@@ -118,6 +118,27 @@ class Captures(TokenRows):
         self._tell_live()
         return ""
 
+    def watch(self, request: str, block: int, length: int, slot: int) -> None:
+        """Sum the prompt of a request at one block, for `project`; nobody fetches it."""
+        self.table.clear(slot + 1)
+        self._slots_S4[slot] = (slot + 1, 0, length, 0)
+        self._changed = True
+        wanted = Wanted(0, length - 1, low=block, high=block)
+        self._running[request] = _Capture(request, "", wanted, length, 0, slot)
+        self._tell_live()
+
+    def project(self, request: str, direction_D: Tensor) -> float:
+        """The sum of what is watched along a unit direction, as a share of the sum of its norms."""
+        capture = self._running[request]
+        block, row = capture.wanted.low, capture.slot + 1
+        along = torch.dot(self.table.sum_LRD[block, row], direction_D)
+        return float(along / self.table.norm_LR[block, row].clamp_min(1e-20))
+
+    def unwatch(self, request: str) -> None:
+        """Stop summing, and forget it."""
+        if (capture := self._running.get(request)) is not None:
+            self._release(capture)
+
     def _check_free(self, name: str, request: str) -> None:
         # A request that was preempted comes again under its own id.
         owners = {c.request for c in self._running.values() if c.id == name}
@@ -141,7 +162,8 @@ class Captures(TokenRows):
         self._slots_S4[capture.slot] = 0
         self._changed = True
         self._tell_live()
-        self._keep(capture)
+        if capture.id:
+            self._keep(capture)
 
     def _keep(self, capture: _Capture) -> None:
         sums_LE = self._read(capture)
@@ -209,7 +231,7 @@ class Captures(TokenRows):
         The bytes are a safetensors file: for each id `<id>.mean`, `[L, D]` float32, `<id>.norm`, the
         mean norms `[L]`, and `<id>.count`, the number of positions.
         """
-        running = {capture.id: capture for capture in self._running.values()}
+        running = {c.id: c for c in self._running.values() if c.id}
         found: dict[str, _Capture] = {}
         for name in names:
             capture = self._kept.get(name) or running.get(name)

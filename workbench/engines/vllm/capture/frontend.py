@@ -13,20 +13,18 @@ from vectors.errors import BackendUnavailable, GrammarError, WorkbenchError
 from workbench.engines.vllm.capture.spec import CAPTURE, Wanted, capture_id, parse_capture
 from workbench.engines.vllm.settings import Settings
 
-__all__ = ["install"]
+__all__ = ["check_engine", "install"]
 
 
 def install() -> None:
     """Wrap `InputProcessor.process_inputs` around what steering has made of it, once."""
     from vllm.exceptions import VLLMValidationError  # noqa: PLC0415
-    from vllm.sampling_params import SamplingParams  # noqa: PLC0415
     from vllm.v1.engine.input_processor import InputProcessor  # noqa: PLC0415
 
     original = InputProcessor.process_inputs
     if getattr(original, "workbench_captures", False):
         return
     settings = Settings.of_environment()
-    fresh = hasattr(SamplingParams(), "skip_reading_prefix_cache")
 
     @functools.wraps(original)
     def process_inputs(
@@ -38,7 +36,7 @@ def install() -> None:
         try:
             wanted = parse_capture(extra[CAPTURE])
             capture_id(extra)
-            _check_engine(settings, fresh)
+            check_engine(settings)
             _check_request(self, params, wanted, kw)
             request = original(self, request_id, prompt, params, *args, **kw)
             if not request.prompt_token_ids:
@@ -56,12 +54,19 @@ def install() -> None:
     InputProcessor.process_inputs = process_inputs
 
 
-def _check_engine(settings: Settings, fresh: bool) -> None:
+def check_engine(settings: Settings) -> None:
+    """Refuse to read activations where the engine cannot, or where some might come from its cache.
+
+    Raises:
+        GrammarError, BackendUnavailable: with what to do.
+    """
+    from vllm.sampling_params import SamplingParams  # noqa: PLC0415
+
     if not settings.capture:
         raise GrammarError(
             "This engine was started without capture; start it with 'workbench serve --capture'."
         )
-    if not fresh:
+    if not hasattr(SamplingParams(), "skip_reading_prefix_cache"):
         raise BackendUnavailable(
             "This vLLM cannot leave its prefix cache unread for one request, so that activations "
             "cannot be captured; install a version that the workbench was tested with."
