@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +28,7 @@ from torch import Tensor
 from vectors.errors import InputError, ShapeMismatch, VectorFileError
 from vectors.tasks.lowrank import low_rank
 
-__all__ = ["CONFIG", "WEIGHTS", "Adapter", "LoraFit", "fit_lora", "read_lora"]
+__all__ = ["CONFIG", "WEIGHTS", "Adapter", "LoraFit", "fit_changes", "fit_lora", "read_lora"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -267,6 +267,7 @@ class LoraFit:
         error: `|delta - B A| / |delta|` over all tensors, those left out included.
         errors: the same for each tensor; 1 for those left out.
         left_out: tensors that a LoRA of linear layers cannot hold: norms, biases, embeddings.
+        norms: `|B A|` of each module.
     """
 
     files: Mapping[str, bytes]
@@ -274,6 +275,7 @@ class LoraFit:
     error: float
     errors: Mapping[str, float]
     left_out: tuple[str, ...]
+    norms: Mapping[str, float]
 
 
 def fit_lora(
@@ -299,6 +301,39 @@ def fit_lora(
         InputError: neither or both of rank and error, out of bounds, nothing to fit, or an error
             that cannot be kept because tensors have to be left out.
     """
+    changes = ((name, base[name], tuned[name]) for name in sorted(names))
+    return fit_changes(
+        changes,
+        base,
+        rank=rank,
+        error=error,
+        seed=seed,
+        base_name=base_name,
+        inputs_first=inputs_first,
+    )
+
+
+def fit_changes(
+    changes: Iterable[tuple[str, Tensor, Tensor]],
+    names: Iterable[str],
+    *,
+    rank: int | None = None,
+    error: float | None = None,
+    seed: int = 0,
+    base_name: str = "",
+    inputs_first: bool = False,
+    holds: Callable[[str], bool] = lambda name: True,
+) -> LoraFit:
+    """Return the same as `fit_lora`, looking at one tensor at a time.
+
+    Args:
+        changes: the name of each tensor that differs, the base's and the tuned one.
+        names: of all tensors of the base.
+        holds: of linear weights, whether the reader of the adapter can hold this one.
+
+    Raises:
+        InputError: see `fit_lora`.
+    """
     if (rank is None) == (error is None):
         raise InputError("Give either a rank or the largest error of the LoRA.")
     if rank is not None and not 1 <= rank <= 1 << 14:
@@ -308,20 +343,23 @@ def fit_lora(
     lost: dict[str, float] = {}
     sizes: dict[str, float] = {}
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    for name in sorted(names):
-        delta = tuned[name].float() - base[name].float()
+    norms: dict[str, float] = {}
+    for name, base, tuned in changes:
+        delta = tuned.float() - base.float()
         sizes[name] = float(delta.double().square().sum())
         if not math.isfinite(sizes[name]):
             raise InputError(
                 f"'{name}' changes by something that is not finite; a LoRA cannot hold it."
             )
         leaf = name.removesuffix(".weight").rpartition(".")[2]
-        if delta.dim() != 2 or not name.endswith(".weight") or leaf in EMBEDDINGS:
+        linear = delta.dim() == 2 and name.endswith(".weight") and leaf not in EMBEDDINGS
+        if not linear or not holds(name):
             lost[name] = sizes[name]
         elif sizes[name]:
             delta = delta.T.contiguous() if inputs_first else delta
             fit = low_rank(delta, rank=rank, error=error, seed=seed)
             pairs[name] = fit.up_OR, fit.down_RI
+            norms[name] = _norm(fit.up_OR, fit.down_RI)
             lost[name] = fit.error**2 * sizes[name]
     whole = sum(sizes.values())
     if not pairs or not whole:
@@ -339,18 +377,25 @@ def fit_lora(
         )
     most = max(down.shape[0] for _, down in pairs.values())
     return LoraFit(
-        files=_files(pairs, most, base, base_name, inputs_first),
+        files=_files(pairs, most, names, base_name, inputs_first),
         rank=most,
         error=total,
         errors={n: math.sqrt(lost[n] / sizes[n]) if sizes[n] else 0.0 for n in lost},
         left_out=left_out,
+        norms=norms,
     )
+
+
+def _norm(up_OR: Tensor, down_RI: Tensor) -> float:
+    """`|B A|` by the factors' Gram matrices; the product itself is never formed."""
+    up, down = up_OR.double(), down_RI.double()
+    return math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
 
 
 def _files(
     pairs: Mapping[str, tuple[Tensor, Tensor]],
     rank: int,
-    base: Mapping[str, Tensor],
+    base: Iterable[str],
     base_name: str,
     inputs_first: bool,
 ) -> dict[str, bytes]:
@@ -385,7 +430,7 @@ def _files(
     }
 
 
-def _targets(pairs: Mapping[str, Any], base: Mapping[str, Tensor]) -> list[str]:
+def _targets(pairs: Mapping[str, Any], base: Iterable[str]) -> list[str]:
     """The last parts of the modules' names where they mean these modules alone, else all names."""
     modules = {name.removesuffix(".weight") for name in pairs}
     leaves = {module.rpartition(".")[2] for module in modules}
