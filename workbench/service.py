@@ -35,6 +35,7 @@ from workbench.settings import Home
 __all__ = ["ENGINES", "EngineStatus", "Workbench", "check_engine"]
 
 ENGINES = ("vllm", "transformers")
+WAYS = ("swap", "lora")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Workbench:
         self._model: Model | None = None
         self._engine: Engine | None = None
         self._server: Any = None
+        self._loras: Any = None
         self._lock = threading.RLock()
 
     # -- models ---------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ class Workbench:
                     return
                 except EngineFailed:
                     self.stop_engine()
-            self._server = start_or_attach(self.home, self.model(), port=port)
+            self._server = start_or_attach(self.home, self.model(), port=port, loras=self._loras)
 
     def engine_status(self) -> EngineStatus:
         """What the engine is doing now; never waits."""
@@ -210,11 +212,17 @@ class Workbench:
         max_tokens: int = 128,
         temperature: float = 0.7,
         seed: int | None = None,
+        as_: str = "swap",
+        rank: int | None = None,
+        error: float | None = None,
     ) -> Request:
-        """Check what a person asked for and make the request; task weights are materialised here.
+        """Check what a person asked for and make the request; task weights are made here.
+
+        Args:
+            as_, rank, error: how the task weights reach the model; see `weights`.
 
         Raises:
-            InputError: a bad prompt, term, dose, temperature or number of tokens.
+            InputError: a bad prompt, term, dose, temperature, number of tokens, rank or error.
         """
         messages: list[Message] = (
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -230,7 +238,8 @@ class Workbench:
         if steer:
             self.check_steer(steer)
         sampling = Sampling(max_tokens, temperature, 1.0, seed)
-        return Request(tuple(messages), steer, self.weights(tasks), sampling)
+        weights = self.weights(tasks, as_, rank=rank, error=error)
+        return Request(tuple(messages), steer, weights, sampling)
 
     def check_steer(self, steer: str) -> list[str]:
         """Resolve steering terms now, so that a bad one is told early; return warnings."""
@@ -249,13 +258,59 @@ class Workbench:
                 )
         return warnings
 
-    def weights(self, tasks: str) -> str:
-        """The weight state of task terms ("" is the base), materialised on this disk."""
+    def weights(
+        self,
+        tasks: str,
+        as_: str = "swap",
+        *,
+        rank: int | None = None,
+        error: float | None = None,
+    ) -> str:
+        """The weight state of task terms ("" is the base), made on this disk.
+
+        Args:
+            as_: "swap" makes a checkpoint, exact, that the engine loads in place of the other weights;
+                "lora" makes a LoRA, which has the low-rank part of the change and states what it
+                loses, and which single requests use while others run beside them.
+            rank: of the LoRA, 16 if nothing is said; or
+            error: the largest share of the change that it may lose.
+
+        Raises:
+            InputError: another `as_`, rank or error out of bounds, or an engine without LoRAs.
+        """
+        if as_ not in WAYS:
+            raise InputError(f"Weights are used as 'swap' or 'lora', not {as_[:40]!r}.")
+        if as_ == "swap" and (rank is not None or error is not None):
+            raise InputError("A rank and an error are for LoRAs; use them with 'lora'.")
         if not tasks.strip():
             return "base"
-        from workbench.engines.weights import materialised  # noqa: PLC0415  # help is light
+        terms = parse_tasks(tasks)
+        if as_ == "swap":
+            from workbench.engines.weights import materialised  # noqa: PLC0415  # help is light
 
-        return materialised(self.home, self.library, self.model(), parse_tasks(tasks))
+            return materialised(self.home, self.library, self.model(), terms)
+        from workbench.engines.lora import lora_made  # noqa: PLC0415  # help is light
+
+        self._need_loras(rank)
+        return lora_made(self.home, self.library, self.model(), terms, rank=rank, error=error)
+
+    def _need_loras(self, rank: int | None) -> None:
+        """Refuse LoRAs early where no engine can use them; an engine that is started gets slots."""
+        from workbench.engines.vllm.registration import find  # noqa: PLC0415  # help is light
+        from workbench.engines.vllm.server import path_of  # noqa: PLC0415
+        from workbench.engines.vllm.settings import LoraSlots, check_room  # noqa: PLC0415
+
+        if self.engine_kind == "transformers":
+            raise InputError(
+                "Only vLLM gives LoRAs to single requests; leave --engine out, or swap the weights."
+            )
+        if self.engine_kind != "vllm":
+            return
+        found = find(path_of(self.home, self.model().base))
+        if found is None:
+            self._loras = LoraSlots.of_environment().holding(rank)
+        elif found.state == "ready":
+            check_room(found.hello.get("lora", {}), rank)
 
     def generate(
         self,
@@ -267,9 +322,14 @@ class Workbench:
         max_tokens: int = 128,
         temperature: float = 0.7,
         seed: int | None = None,
+        as_: str = "swap",
+        rank: int | None = None,
+        error: float | None = None,
     ) -> Reply:
-        """Answer one prompt, steered by `steer`, on the weights of the task terms `with_`."""
+        """Answer one prompt, steered by `steer`, on the weights of the task terms `with_`, which are
+        swapped in, or used by this request alone `as_="lora"`; see `weights`."""
         options = {"system": system, "max_tokens": max_tokens, "temperature": temperature}
+        options |= {"as_": as_, "rank": rank, "error": error}
         request = self.request(prompt, steer=steer, tasks=with_, seed=seed, **options)  # type: ignore[arg-type]
         return self.engine().generate([request])[0]
 

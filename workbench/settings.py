@@ -82,6 +82,11 @@ class Home:
         """Checkpoints materialised from recipes; they can be made again and may be deleted."""
         return self.root / "engines" / "weights"
 
+    @property
+    def loras(self) -> Path:
+        """LoRAs made of recipes; they can be made again and may be deleted."""
+        return self.root / "engines" / "loras"
+
 
 def package_version(name: str) -> str:
     """The installed version of a distribution, or "" where it is missing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from workbench.engines.base import Reply, Request
 
 __all__ = ["add_to"]
+
+Ways = Literal["swap", "lora"]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,6 +37,16 @@ def generate(
     with_: Annotated[
         str, typer.Option("--with", help="Task vectors, such as cheerful-baked=0.5.")
     ] = "",
+    as_: Annotated[
+        Ways,
+        typer.Option(
+            "--as", help="Swap the weights of --with in, or use their low-rank part per request."
+        ),
+    ] = "swap",
+    rank: Annotated[int | None, typer.Option(help="Of --as lora; 16 if nothing is said.")] = None,
+    error: Annotated[
+        float | None, typer.Option(help="Of --as lora, the most that it may lose, such as 0.1.")
+    ] = None,
     system: Annotated[str, typer.Option(help="The system prompt.")] = "",
     temperature: Annotated[float, typer.Option(help="0 is greedy; at most 2.")] = 0.7,
     seed: Annotated[int | None, typer.Option(help="Sample the same way again.")] = None,
@@ -56,10 +68,13 @@ def generate(
     A task term is name\\[@revision]=weight; terms are joined by commas.
     """
     wb = session.wb
+    if not with_ and as_ == "lora":
+        raise InputError("--as lora says how --with is used; name task vectors with --with.")
     prompts = [_stdin() if text == "-" else text for text in prompt]
     if session.local or steer or with_ or curl or python:
         session.model()
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    sampling |= {"as_": as_, "rank": rank, "error": error}
     requests = [
         wb.request(text, steer=steer, tasks=with_, system=system, **sampling)  # type: ignore[arg-type]
         for text in prompts
@@ -117,7 +132,13 @@ def _streamed(session: Session, request: Request) -> Reply:
 
 def _proof(reply: Reply) -> str:
     """The receipt and the weights of a reply, in one line."""
-    words = [f"{reply.tokens} tokens in {span(reply.seconds)}", f"weights {reply.weights[:12]}"]
+    words = [f"{reply.tokens} tokens in {span(reply.seconds)}"]
+    if reply.lora is None:
+        words.append(f"weights {reply.weights[:12]}")
+    else:
+        given = reply.lora
+        words.append(f"LoRA of recipe {given.recipe[:12]}, rank {given.rank}")
+        words.append(f"{given.error:.1%} of the change lost")
     if reply.receipt is None:
         words.append("not steered")
     else:

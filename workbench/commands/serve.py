@@ -13,7 +13,14 @@ from rich.console import Console
 from vectors.errors import EngineFailed, InputError
 from workbench.commands.shared import Session, command
 from workbench.commands.show import facts
-from workbench.engines.vllm.settings import CAPTURE, OPERATORS, ROWS
+from workbench.engines.vllm.settings import (
+    CAPTURE,
+    LORA_RANK,
+    LORA_SLOTS,
+    MOST_SLOTS,
+    OPERATORS,
+    ROWS,
+)
 from workbench.engines.vllm.versions import ALLOW_UNTESTED
 
 __all__ = ["add_to"]
@@ -49,6 +56,15 @@ def serve(
         bool | None,
         typer.Option(help="Let requests read activations; on a GPU every step pays for it."),
     ] = None,
+    lora_slots: Annotated[
+        int | None,
+        typer.Option(
+            help="LoRAs that may run in one batch; none by default.", min=0, max=MOST_SLOTS
+        ),
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="The highest rank of a LoRA; by default 64.", min=1)
+    ] = None,
 ) -> None:
     """Run vLLM with the plugin until Ctrl-C; other commands and clients use it meanwhile."""
     if session.engine_kind != "vllm":
@@ -60,12 +76,16 @@ def serve(
         ROWS: None if rows is None else str(rows),
         OPERATORS: operators,
         CAPTURE: None if capture is None else str(int(capture)),
+        LORA_SLOTS: lora_slots,
+        LORA_RANK: lora_rank,
     }
     os.environ.update({name: str(value) for name, value in chosen.items() if value is not None})
     # A service manager ends us with SIGTERM; the engine is then stopped as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     wb.start_engine(port)
     engine = session.engine()
+    if not wb.owns_engine and lora_slots is not None:
+        _check_slots(engine, lora_slots)
     where = wb.access()
     tested: Any = engine.describe() if selftest else {}
     session.answer(
@@ -82,6 +102,16 @@ def serve(
         session.note("Stopped.")
         return
     raise EngineFailed(status.error or "The engine has stopped; start it again.")
+
+
+def _check_slots(engine: Any, wanted: int) -> None:
+    """An engine that runs already keeps what it was started with."""
+    has = engine.describe().get("lora", {}).get("slots", 0)
+    if has < wanted:
+        raise InputError(
+            f"An engine of this home runs already, with {has} LoRA slots; stop it first, or leave "
+            "--lora-slots out."
+        )
 
 
 def _draw(out: Console, where: dict[str, str], tested: dict[str, Any], owned: bool) -> None:

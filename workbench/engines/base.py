@@ -11,8 +11,10 @@ from typing import Literal, Protocol, TypedDict
 
 __all__ = [
     "BASE_WEIGHTS",
+    "LORA",
     "Cancel",
     "Engine",
+    "LoraReceipt",
     "Message",
     "Pair",
     "Receipt",
@@ -24,6 +26,8 @@ __all__ = [
 ]
 
 BASE_WEIGHTS = "base"
+LORA = "lora:"
+"""How a weight state begins that is a LoRA on the base, and so belongs to single requests."""
 Cancel = Callable[[], bool]
 Pair = tuple[Sequence[int], Sequence[int]]
 TokenTable = list[dict[int, float]]
@@ -54,7 +58,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One chat to answer: which messages, steered by what (text of the grammar), on which weights."""
+    """One chat to answer: which messages, steered by what (text of the grammar), on which weights.
+
+    `weights` is "base", the digest of a recipe whose weights are swapped in, or `lora:` and the digest
+    of a LoRA.
+    """
 
     messages: tuple[Message, ...]
     steer: str = ""
@@ -84,6 +92,18 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class LoraReceipt:
+    """Which LoRA answered: the digest of its recipe, its rank, and the share of the change that it
+    loses. The engine holds factors for `modules` layers; `left_out` tensors it cannot hold."""
+
+    recipe: str
+    rank: int
+    error: float
+    modules: int
+    left_out: int
+
+
+@dataclass(frozen=True)
 class Reply:
     """What an engine answered."""
 
@@ -93,6 +113,7 @@ class Reply:
     weights: str
     receipt: Receipt | None
     seconds: float
+    lora: LoraReceipt | None = None
 
 
 class Engine(Protocol):

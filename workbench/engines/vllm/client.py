@@ -15,7 +15,9 @@ import httpx
 from vectors.errors import EngineFailed, InputError, PromptTooLong, SteeringNotApplied
 from workbench.engines.base import (
     BASE_WEIGHTS,
+    LORA,
     Cancel,
+    LoraReceipt,
     Pair,
     Receipt,
     Reply,
@@ -23,6 +25,7 @@ from workbench.engines.base import (
     TokenTable,
     never,
 )
+from workbench.engines.vllm import lora
 from workbench.engines.vllm.capture.found import Captured, Span, read_captures
 from workbench.engines.vllm.capture.spec import CAPTURE, CAPTURE_ID
 from workbench.engines.vllm.gate import HEADER
@@ -122,6 +125,7 @@ class VllmEngine:
                     self._explain(request.steer, receipt)
                     raise _refusal(reply)
                 weights = reply.headers.get(HEADER, BASE_WEIGHTS)
+                given = _lora(reply, request.weights)
                 for event in _events(reply):
                     if event == "[DONE]":
                         ended = True
@@ -130,6 +134,7 @@ class VllmEngine:
                     if "error" in chunk:
                         self._explain(request.steer, receipt)
                         raise EngineFailed(f"The engine stopped: {chunk['error']['message'][:300]}")
+                    _answered_by(chunk, request.weights)
                     tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
                     for choice in chunk.get("choices", []):
                         finish = choice.get("finish_reason") or finish
@@ -145,7 +150,7 @@ class VllmEngine:
             raise _lost(None, "".join(pieces))
         proof = self._prove(request.steer, receipt, cancelled=finish == "cancelled")
         text, seconds = "".join(pieces), time.monotonic() - started
-        yield Reply(text, tokens, finish, weights, proof, seconds)
+        yield Reply(text, tokens, finish, weights, proof, seconds, given)
 
     def generate(self, requests: Sequence[Request], cancel: Cancel = never) -> list[Reply]:
         """Answer many chats together; order is kept."""
@@ -156,13 +161,15 @@ class VllmEngine:
             started = time.monotonic()
             receipt = secrets.token_hex(12)
             body = request_body(request, self.model, stream=False, receipt=receipt)
-            answer, weights = self._post("/v1/chat/completions", body, request.weights, receipt)
+            path = "/v1/chat/completions"
+            answer, weights, given = self._post(path, body, request.weights, receipt)
             choice = answer["choices"][0]
             proof = self._prove(request.steer, receipt)
             seconds = time.monotonic() - started
             text = choice["message"]["content"] or ""
             used = answer["usage"]["completion_tokens"]
-            return Reply(text, used, choice["finish_reason"] or "", weights, proof, seconds)
+            finish = choice["finish_reason"] or ""
+            return Reply(text, used, finish, weights, proof, seconds, given)
 
         with ThreadPoolExecutor(PARALLEL) as pool:
             return list(pool.map(one, requests))
@@ -214,7 +221,7 @@ class VllmEngine:
             }
             if steer:
                 body["vllm_xargs"] = {STEER: steer, STEER_ID: receipt}
-            answer, _ = self._post("/v1/completions", body, weights, receipt)
+            answer, *_ = self._post("/v1/completions", body, weights, receipt)
             self._prove(steer, receipt)
             rows = sorted(answer["choices"], key=lambda choice: choice["index"])
             return [
@@ -259,7 +266,7 @@ class VllmEngine:
 
     def _post(
         self, path: str, body: dict[str, Any], weights: str, receipt: str
-    ) -> tuple[dict[str, Any], str]:
+    ) -> tuple[dict[str, Any], str, LoraReceipt | None]:
         try:
             reply = self._http.post(path, json=body, headers=_weights(weights))
         except httpx.HTTPError as error:
@@ -267,7 +274,9 @@ class VllmEngine:
         if reply.status_code != 200:
             self._explain(body.get("vllm_xargs", {}).get(STEER, ""), receipt)
             raise _refusal(reply)
-        return reply.json(), reply.headers.get(HEADER, BASE_WEIGHTS)
+        answer = reply.json()
+        _answered_by(answer, weights)
+        return answer, reply.headers.get(HEADER, BASE_WEIGHTS), _lora(reply, weights)
 
     def _explain(self, steer: str, receipt: str) -> None:
         """Tell why a worker ended a request, where its receipt knows; vLLM's own words do not."""
@@ -303,6 +312,28 @@ class VllmEngine:
 
 def _weights(weights: str) -> dict[str, str]:
     return {HEADER: weights}
+
+
+def _lora(reply: httpx.Response, weights: str) -> LoraReceipt | None:
+    """Which LoRA the engine says that it uses, where one was asked for."""
+    if not weights.startswith(LORA):
+        return None
+    try:
+        return LoraReceipt(**json.loads(reply.headers[lora.HEADER]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise EngineFailed(
+            f"The engine does not say which LoRA it uses for {weights[:17]}; the reply is not "
+            "trusted. Start it with this version of the workbench."
+        ) from error
+
+
+def _answered_by(answer: Mapping[str, Any], weights: str) -> None:
+    """Make sure that vLLM has answered with the LoRA; it names it as the model."""
+    if weights.startswith(LORA) and answer.get("model") != weights.removeprefix(LORA):
+        raise EngineFailed(
+            f"The engine answered with {str(answer.get('model'))[:17]!r} in place of the LoRA "
+            f"{weights[:17]}; the reply is not trusted."
+        )
 
 
 def _table(row: Mapping[str, Mapping[str, float]] | None) -> dict[int, float]:

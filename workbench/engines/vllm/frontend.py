@@ -16,6 +16,7 @@ from vectors.errors import GrammarError, WorkbenchError
 from vectors.store import Library
 from workbench.engines.vllm.capture.frontend import check_engine
 from workbench.engines.vllm.capture.spec import CAPTURE
+from workbench.engines.vllm.lora import check_folder
 from workbench.engines.vllm.resolver import Resolver
 from workbench.engines.vllm.settings import Settings
 from workbench.engines.vllm.spec import STEER, Resolved, receipt_id
@@ -43,6 +44,11 @@ def install() -> None:
         self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kw: Any
     ) -> Any:
         extra = getattr(params, "extra_args", None) or {}
+        if kw.get("lora_request") is not None:
+            try:
+                check_folder(kw["lora_request"])
+            except WorkbenchError as error:
+                raise VLLMValidationError(str(error), parameter="model") from error
         if STEER not in extra:
             return original(self, request_id, prompt, params, *args, **kw)
         try:

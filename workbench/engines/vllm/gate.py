@@ -5,6 +5,9 @@ the base). Requests of the present state run together; one of another state wait
 drained, then the weights are swapped in place (`reload_weights`), the prefix cache is emptied, and
 it goes on. Whoever waits for a swap holds newcomers of the old state back, so nobody starves.
 Every reply names, in the same header, the weights that made it.
+
+A state `lora:<digest>` is the base with a LoRA for this request alone (see `lora`), so it runs together
+with requests of the base and of other LoRAs.
 """
 
 from __future__ import annotations
@@ -15,16 +18,19 @@ import os
 import re
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 
-from workbench.engines.base import BASE_WEIGHTS
+from vectors.errors import InputError
+from workbench.engines.base import BASE_WEIGHTS, LORA
+from workbench.engines.vllm import lora
 from workbench.engines.vllm.endpoints import WorkbenchEndpoints
 from workbench.engines.vllm.paths import OURS
+from workbench.engines.vllm.settings import LORAS
 
 __all__ = ["HEADER", "WeightGate"]
 
@@ -101,6 +107,14 @@ class Turns:
             await self._advance()
 
 
+class _Refused(Exception):
+    """A request that ends with this status and these words."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(words)
+        self.status = status
+
+
 class WeightGate:
     """ASGI middleware for vLLM's server (`--middleware`)."""
 
@@ -111,6 +125,8 @@ class WeightGate:
         self.base = os.environ["WORKBENCH_CHECKPOINT"]
         self.client: Any = None
         self.turns = Turns(self._swap)
+        loras = os.environ.get(LORAS, str(self.weights.parent / "loras"))
+        self.loras = lora.Loras(Path(loras), os.environ.get("WORKBENCH_BASE", ""))
         self.routes = WorkbenchEndpoints()
         self.own: Any = None
         if find_spec("vllm.plugins.endpoint_plugins") is None:
@@ -142,29 +158,52 @@ class WeightGate:
             await _answer(send, 400, refusal)
             return
         self.client = scope["app"].state.engine_client
+        digest = wanted.removeprefix(LORA) if wanted.startswith(LORA) else ""
+        if digest:
+            receive = await lora.renamed(receive, digest)
         try:
-            await self.turns.enter(wanted)
+            await self.turns.enter(BASE_WEIGHTS if digest else wanted)
         except Exception as error:
             await _answer(send, 503, f"The weights {wanted[:12]} could not be loaded: {error}")
             return
-        named = (HEADER.encode(), wanted.encode())
+        names = [(HEADER.encode(), wanted.encode())]
 
         async def name_weights(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), named]
+                message["headers"] = [*message.get("headers", []), *names]
             await send(message)
 
         try:
+            if digest:
+                names.append(await self._load_lora(digest, scope))
             await self.app(scope, receive, name_weights)
+        except _Refused as refused:
+            await _answer(send, refused.status, str(refused))
         finally:
             # Shielded: a client that leaves must still give its turn back.
             await asyncio.shield(self.turns.leave())
 
+    async def _load_lora(self, digest: str, scope: Scope) -> tuple[bytes, bytes]:
+        """Have the LoRA ready, and give the header that says which it is and what it loses."""
+        models = scope["app"].state.openai_serving_models
+        try:
+            receipt = await self.loras.ready(digest, self.client, models)
+        except InputError as error:
+            raise _Refused(400, str(error)) from error
+        except Exception as error:
+            raise _Refused(503, f"The LoRA {digest[:12]} could not be loaded: {error}") from error
+        return lora.HEADER.encode(), json.dumps(asdict(receipt)).encode()
+
     def _refuse(self, wanted: str) -> str:
         if wanted == BASE_WEIGHTS:
             return ""
-        if not re.fullmatch(r"[0-9a-f]{64}", wanted):
-            return f"{HEADER} must be 'base' or a recipe digest of 64 hex digits."
+        if not re.fullmatch(rf"({LORA})?[0-9a-f]{{64}}", wanted):
+            return (
+                f"{HEADER} must be 'base', a recipe digest of 64 hex digits, or '{LORA}' and the "
+                "digest of a LoRA."
+            )
+        if wanted.startswith(LORA):
+            return ""  # looked at when it is loaded
         if not (self.weights / wanted / "config.json").is_file():
             return f"The weights {wanted[:12]} are not materialised; make them with the workbench first."
         return ""

@@ -26,6 +26,8 @@ def register() -> None:
     if ACTIVE not in os.environ:
         return
     die_with_supervisor()
+    from vllm.platforms import current_platform  # noqa: PLC0415
+
     from workbench.engines.vllm import versions  # noqa: PLC0415  # vLLM is importable here
 
     versions.check_version()
@@ -34,6 +36,7 @@ def register() -> None:
         admission,
         compiling,
         frontend,
+        lora_cpu,
         refusal,
         runner_v1,
         worker,
@@ -52,3 +55,5 @@ def register() -> None:
 
         runner_v2.install()
     worker.install()
+    if current_platform.is_cpu():
+        lora_cpu.install()

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from vectors.errors import BackendUnavailable, EngineFailed
 from workbench.engines.vllm.registration import Registration, find, read, write
-from workbench.engines.vllm.settings import has_cuda
+from workbench.engines.vllm.settings import LORAS, LoraSlots, has_cuda
 from workbench.engines.vllm.watchdog import mark
 from workbench.models.catalog import Model
 from workbench.settings import Home
@@ -109,8 +109,13 @@ def running(home: Home) -> list[Registration]:
     return [registration for registration in found if registration is not None]
 
 
-def start_or_attach(home: Home, model: Model, *, port: int | None = None) -> EngineServer:
+def start_or_attach(
+    home: Home, model: Model, *, port: int | None = None, loras: LoraSlots | None = None
+) -> EngineServer:
     """Attach to the engine of this home and base, or start one; it may still be starting.
+
+    Args:
+        loras: room for LoRAs, of an engine that is started; by default what the environment says.
 
     Raises:
         BackendUnavailable: vLLM is not installed, too little memory, or the port is in use.
@@ -124,6 +129,7 @@ def start_or_attach(home: Home, model: Model, *, port: int | None = None) -> Eng
                 "vLLM is not installed; run 'make setup', or use --engine transformers."
             )
         need_memory(model)
+        loras = LoraSlots.of_environment() if loras is None else loras
         chosen = port or _free_port()
         if port and _in_use(port):
             raise BackendUnavailable(f"Port {port} is in use; name another with --port.")
@@ -139,7 +145,7 @@ def start_or_attach(home: Home, model: Model, *, port: int | None = None) -> Eng
         write(path, registration)
         supervisor = [sys.executable, "-m", "workbench.engines.vllm.supervisor", str(path)]
         process = subprocess.Popen(
-            [*supervisor, *_command(model, chosen)],
+            [*supervisor, *_command(model, chosen, loras)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=open(path.with_suffix(".supervisor.log"), "w"),  # noqa: SIM115  # inherited by the child
@@ -162,7 +168,7 @@ def need_memory(model: Model) -> None:
         )
 
 
-def _command(model: Model, port: int) -> list[str]:
+def _command(model: Model, port: int, loras: LoraSlots) -> list[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model.folder), "--served-model-name", model.name]
     command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -176,6 +182,7 @@ def _command(model: Model, port: int) -> list[str]:
     ]
     command += ["--worker-extension-cls", "workbench.engines.vllm.worker.WorkbenchWorker"]
     command += ["--middleware", "workbench.engines.vllm.gate.WeightGate"]
+    command += loras.options()
     if not has_cuda():
         # Compiling takes a CPU minutes and gains it little.
         command += ["--enforce-eager", "--max-num-seqs", "64", "--dtype", _cpu_dtype(model)]
@@ -190,6 +197,7 @@ def _environment(home: Home, registration: Registration) -> dict[str, str]:
         "WORKBENCH_BASE": registration.base,
         "WORKBENCH_LIBRARY": str(home.library),
         "WORKBENCH_WEIGHTS": str(home.weights),
+        LORAS: str(home.loras),
         "WORKBENCH_CHECKPOINT": registration.checkpoint,
         "WORKBENCH_TOKEN": registration.token,
         "VLLM_API_KEY": registration.token,

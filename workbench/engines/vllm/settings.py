@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vectors.errors import InputError
 
-__all__ = ["CAPTURE", "OPERATORS", "ROWS", "Settings", "has_cuda"]
+__all__ = [
+    "CAPTURE",
+    "HELD",
+    "LORAS",
+    "LORA_RANK",
+    "LORA_SLOTS",
+    "MOST_SLOTS",
+    "OPERATORS",
+    "RANKS",
+    "ROWS",
+    "LoraSlots",
+    "Settings",
+    "has_cuda",
+]
 
 ROWS = "WORKBENCH_ROWS"
 OPERATORS = "WORKBENCH_OPERATORS"
 CAPTURE = "WORKBENCH_CAPTURE"
+LORA_SLOTS = "WORKBENCH_LORA_SLOTS"
+LORA_RANK = "WORKBENCH_LORA_RANK"
+LORAS = "WORKBENCH_LORAS"
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The highest ranks that vLLM lets an engine be started for."""
+MOST_SLOTS = 256
+HELD = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "qkv_proj",
+    "gate_up_proj",
+)
+"""Linear layers of attention and MLP by the last part of their names, as vLLM gives them LoRAs. With
+LoRAs on the head, vLLM's CPU runner ends when a batch asks for log-probabilities of prompts."""
 PROJECTING = 32
 DEFAULT_ROWS = 512
 
@@ -72,3 +105,69 @@ class Settings:
     def salt(self) -> dict[str, object]:
         """What vLLM's compile cache must tell apart."""
         return {"edit": 1, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class LoraSlots:
+    """How many LoRAs may run in one batch, and their highest rank; none by default, since room for
+    them is taken at the start and every step looks at them.
+
+    Args:
+        slots: 0 starts an engine without LoRA.
+        rank: one of `RANKS`.
+    """
+
+    slots: int = 0
+    rank: int = 64
+
+    @classmethod
+    def of_environment(cls) -> LoraSlots:
+        """Read `WORKBENCH_LORA_SLOTS` and `WORKBENCH_LORA_RANK`.
+
+        Raises:
+            InputError: a number that is out of bounds.
+        """
+        slots = os.environ.get(LORA_SLOTS, "0")
+        rank = os.environ.get(LORA_RANK, str(cls.rank))
+        if not slots.isdigit() or not 0 <= int(slots) <= MOST_SLOTS:
+            raise InputError(
+                f"{LORA_SLOTS} must be a number from 0 to {MOST_SLOTS}, not {slots[:40]!r}."
+            )
+        if not rank.isdigit() or int(rank) not in RANKS:
+            known = ", ".join(map(str, RANKS))
+            raise InputError(f"{LORA_RANK} must be one of {known}, not {rank[:40]!r}.")
+        return cls(int(slots), int(rank))
+
+    def holding(self, rank: int | None) -> LoraSlots:
+        """The same, or some where there are none, with room for LoRAs of this rank."""
+        fits = [r for r in RANKS if r >= (rank or 0)]
+        return LoraSlots(self.slots or 4, max(self.rank, fits[0] if fits else RANKS[-1]))
+
+    def options(self) -> list[str]:
+        """vLLM's options for them."""
+        if not self.slots:
+            return []
+        numbers = ["--max-loras", str(self.slots), "--max-lora-rank", str(self.rank)]
+        return ["--enable-lora", *numbers, "--lora-target-modules", *HELD]
+
+
+def check_room(room: Mapping[str, int], rank: int | None) -> None:
+    """Refuse a LoRA that a running engine has no room for.
+
+    Args:
+        room: `slots` and highest `rank`, as the engine's workers say.
+        rank: of the LoRA, None where it is not known yet.
+
+    Raises:
+        InputError: no slots, or a rank above the engine's.
+    """
+    if not room.get("slots"):
+        raise InputError(
+            "This engine has no LoRA slots; start it with 'workbench serve --lora-slots 4', or with "
+            f"{LORA_SLOTS}=4 in its environment."
+        )
+    if rank is not None and rank > room["rank"]:
+        raise InputError(
+            f"The LoRA has rank {rank} and this engine takes at most {room['rank']}; ask for a "
+            "lower rank, or start the engine with a higher --lora-rank."
+        )

@@ -9,7 +9,7 @@ from typing import Any
 import vllm
 
 from vectors.errors import BackendUnavailable
-from workbench.engines.vllm import runner_v1, runner_v2
+from workbench.engines.vllm import lora, runner_v1, runner_v2
 from workbench.engines.vllm.selftest import Report, SelfTest, silent_attention
 from workbench.engines.vllm.steering import Steering
 from workbench.models.blocks import decoder_blocks
@@ -37,7 +37,12 @@ class WorkbenchWorker:
             "vllm": vllm.__version__,
             "dtype": str(self.model_runner.dtype).removeprefix("torch."),
             "selftest": asdict(report),
+            "lora": lora.room(self.model_runner),
         }
+
+    def workbench_lora(self, name: str, number: int, folder: str) -> dict[str, float]:
+        """Load a LoRA, and say what lies in its slot then: `modules` and their `norm`."""
+        return lora.load(self.model_runner, name, number, folder)
 
     def workbench_receipt(self, receipt: str) -> dict[str, int | float | str | None]:
         """Take the receipt of the requests that were sent under this id."""
