@@ -46,6 +46,13 @@ WORDS: dict[str, str] = {
         "Trained weights to answer with, for example cheerful-baked=1. Empty is the untrained "
         "model."
     ),
+    "with as": (
+        "Swapping puts the exact weights in, and others wait meanwhile. A LoRA has only the low-rank "
+        "part of the change, but each request brings its own, so that several personalities answer "
+        "at once; what it loses stands under the reply. The engine needs slots for it: "
+        "'workbench serve --lora-slots 4'."
+    ),
+    "lora rank": "Higher keeps more of the change and costs more; the receipt says how much is lost.",
     "message": "Both columns answer it, on the same seed. Shift and return send it.",
     "plain chat": "The model's own replies appear here.",
     "steered chat": (

@@ -177,7 +177,12 @@ def receipt(reply: Any, asked: str) -> str:
         places = f"{given.prompt} prompt and {given.decode} written positions steered"
         parts.append(places + (f", {given.cached} from the cache" if given.cached else ""))
         parts.append(f"asked: {asked}")
-    parts.append(f"weights {reply.weights[:12]}")
+    if reply.lora is None:
+        parts.append(f"weights {reply.weights[:12]}")
+    else:
+        given = reply.lora
+        parts.append(f"LoRA of recipe {given.recipe[:12]}, rank {given.rank}")
+        parts.append(f"{given.error:.1%} of the change lost")
     if not stopped:
         parts.append(f"{reply.tokens} tokens in {reply.seconds:.1f} s")
     if reply.finish == "length":

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ui.choices import vector_choice
-from ui.forms import typed
+from ui.forms import STILL, typed
 from ui.help import help_for
 from vectors.errors import GrammarError
 from vectors.grammar import format_steer, parse_steer
@@ -27,11 +27,21 @@ class Settings:
     phase: str
     further: str
     tasks: str
+    as_: str
+    rank: float | None
     system: str
     temperature: float
     seed: float | None
     max_tokens: float
     both: bool
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Which trained weights, and how they reach the model."""
+        if not typed(self.tasks):
+            return {}
+        lora = {"as_": "lora", "rank": None if self.rank is None else int(self.rank)}
+        return {"tasks": typed(self.tasks), **(lora if self.as_ == "lora" else {})}
 
     @property
     def steer(self) -> str:
@@ -107,7 +117,30 @@ def _where_and_when() -> list[Any]:
             max_length=2000,
             elem_id="steer-with",
         ),
+        *_way(),
     ]
+
+
+def _way() -> list[Any]:
+    """How trained weights reach the model; the rank is asked for where it counts."""
+    way = gr.Radio(
+        [("Swap the weights", "swap"), ("Per-request LoRA", "lora")],
+        value="swap",
+        label="Use them by",
+        info=help_for("with as"),
+        elem_id="steer-as",
+    )
+    rank = gr.Number(
+        16,
+        precision=0,
+        minimum=1,
+        label="LoRA rank",
+        info=help_for("lora rank"),
+        visible=False,
+        elem_id="steer-rank",
+    )
+    way.change(lambda chosen: gr.update(visible=chosen == "lora"), way, rank, **STILL)
+    return [way, rank]
 
 
 def _writing() -> list[Any]:

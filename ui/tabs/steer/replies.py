@@ -83,7 +83,7 @@ class Replies:
         return self.session.wb.request(
             [dict(turn) for turn in turns],  # type: ignore[misc]  # roles are those of the chat box
             steer=steer,
-            tasks=typed(settings.tasks),
+            **settings.weights,
             system=typed(settings.system),
             max_tokens=int(settings.max_tokens),
             temperature=float(settings.temperature),
