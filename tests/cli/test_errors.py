@@ -55,6 +55,9 @@ BAD = [
     (["runs", "show", "nothing"], "NameNotFound"),
     (["runs", "cancel", "../../etc"], "NameNotFound"),
     (["serve", "--engine", "transformers"], "InputError"),
+    (["serve", "--lora-slots", "-1"], "UsageError"),
+    (["generate", "Hi", "--as", "lora"], "InputError"),
+    (["generate", "Hi", "--as", "prompt"], "UsageError"),
 ]
 
 

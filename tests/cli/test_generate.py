@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from vectors.types import SteeringVector
-from workbench.engines.base import Receipt, Reply, Request
+from workbench.commands import generate
+from workbench.engines.base import LoraReceipt, Receipt, Reply, Request
 from workbench.models.catalog import Model
 from workbench.service import Workbench
 
@@ -60,6 +61,13 @@ def test_the_text_goes_to_stdout_and_the_proof_to_stderr(workbench: Any, vector:
     assert "weights base" in found.err
 
 
+def test_the_proof_names_a_lora_and_what_it_loses() -> None:
+    lora = LoraReceipt("cd" * 32, 16, 0.25, 28, 9)
+    words = generate._proof(Reply("a", 3, "stop", "lora:" + "ab" * 32, None, 0.1, lora))
+    assert "LoRA of recipe cdcdcdcdcdcd, rank 16, 25.0% of the change lost" in words
+    assert "weights" not in words
+
+
 def test_without_a_stream_it_is_the_same(workbench: Any) -> None:
     streamed, whole = workbench("generate", "Hello"), workbench("generate", "Hello", "--no-stream")
     assert streamed.out == whole.out
@@ -93,6 +101,10 @@ def test_a_dash_reads_stdin(workbench: Any, monkeypatch: pytest.MonkeyPatch) -> 
         ["Hi", "--steer", "kind=0.1:7"],
         ["Hi", "--steer", "kind=0.1/sideways"],
         ["Hi", "--with", "nothing=1"],
+        ["Hi", "--with", "nothing=1", "--as", "lora"],
+        ["Hi", "--as", "lora"],
+        ["Hi", "--rank", "8"],
+        ["Hi", "--with", "kind=1", "--error", "0.1"],
     ],
     ids=" ".join,
 )

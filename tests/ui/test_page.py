@@ -31,7 +31,7 @@ from ui.tabs.steer import chat, reload
 from ui.tabs.steer import fields as steer_fields
 from vectors.errors import ContrastSetError, EngineFailed, GrammarError, InputError
 from vectors.types import SteeringVector
-from workbench.engines.base import Receipt, Reply
+from workbench.engines.base import LoraReceipt, Receipt, Reply
 from workbench.runs.record import RunRecord, RunState, read_run, write_json
 from workbench.service import Workbench
 from workbench.verify.verify import DOSES
@@ -153,6 +153,23 @@ def test_a_stopped_reply_claims_no_steering_that_was_not_counted() -> None:
     made = markup.receipt(whole, "v=0.2")
     assert "4 prompt and 3 written positions steered, 2 from the cache" in made and "v=0.2" in made
     assert "not steered" in markup.receipt(whole, "")
+
+
+def test_a_receipt_says_what_a_lora_loses() -> None:
+    lora = LoraReceipt("ab" * 32, 16, 0.123, 28, 9)
+    made = markup.receipt(Reply("a", 3, "stop", "lora:" + "cd" * 32, None, 0.1, lora), "")
+    assert "LoRA of recipe abababababab, rank 16" in made and "12.3% of the change lost" in made
+
+
+def test_trained_weights_are_swapped_or_used_as_a_lora() -> None:
+    def weights(*values: Any) -> dict[str, Any]:
+        fields = [None, 0.2, "best", "all", "", *values, "", 0.7, 0, 16, True]
+        return steer_fields.Settings(*fields).weights
+
+    assert weights(" kind=1 ", "swap", 16) == {"tasks": "kind=1"}
+    assert weights("kind=1", "lora", 8.0) == {"tasks": "kind=1", "as_": "lora", "rank": 8}
+    assert weights("kind=1", "lora", None) == {"tasks": "kind=1", "as_": "lora", "rank": None}
+    assert weights("", "lora", 8) == weights(None, None, None) == {}
 
 
 def test_chat_text_is_escaped_and_comes_back() -> None:
@@ -331,17 +348,17 @@ def test_each_start_says_what_is_wrong(
 
 def test_steer_gives_the_message_back_with_the_sentence(still: Any) -> None:
     browser = type("Browser", (), {"session_hash": "x"})()
-    fields = ["nobody", 0.2, "best", "all", "", "", "", 0.7, 0, 16, True]
+    fields = ["nobody", 0.2, "best", "all", "", "", "swap", 16, "", 0.7, 0, 16, True]
     *_, last = handler(still, "steer")(browser, "Hello", [], [], *fields)
     assert "nobody" in last[0]["value"] and 'role="alert"' in last[0]["value"]
-    fields = [None, 0.2, "best", "all", "", "", "", 0.7, 0, 16, True]
+    fields = [None, 0.2, "best", "all", "", "", "swap", 16, "", 0.7, 0, 16, True]
     *_, last = handler(still, "steer")(browser, "  ", [], [], *fields)
     assert "empty" in last[0]["value"]
 
 
 def test_fields_that_were_never_drawn_have_no_value(still: Any) -> None:
     browser = type("Browser", (), {"session_hash": "x"})()
-    fields = [None, 0.2, None, "all", None, None, None, 0.7, 0, 16, True]
+    fields = [None, 0.2, None, "all", None, None, None, None, None, 0.7, 0, 16, True]
     *_, last = handler(still, "steer")(browser, None, None, None, *fields)
     assert "empty" in last[0]["value"]
 
