@@ -178,7 +178,7 @@ def _held(name: str) -> bool:
 
 def _make_room(loras: Path, model: Model) -> None:
     """Drop the longest unused ones, which can be made again, until one more fits."""
-    need = model.bytes // 4 + (16 << 20)
+    need = model.bytes + (64 << 20)
     made = [f for f in loras.iterdir() if f.is_dir() and not f.name.startswith(".")]
     made.sort(key=lambda folder: folder.stat().st_mtime)
     while made and (len(made) >= KEPT or shutil.disk_usage(loras).free < need):
