@@ -421,6 +421,21 @@ class Workbench:
         asked = {"recipe": recipe, "behaviours": list(behaviours), **options}
         return self._run("search", watch, asked)
 
+    def keep_best(self, run_id: str, name: str) -> dict[str, Any]:
+        """Keep the best recipe that a search found as `name`; again, and nothing changes.
+
+        Raises:
+            NameNotFound: no such run, or a task vector that is no longer in the library.
+            InputError: no search that is done, or one that found nothing better than the base.
+            NameTaken: the name belongs to something else.
+        """
+        from workbench.search.keep import keep_best  # noqa: PLC0415  # help is light
+
+        view = self.runs.get(run_id)
+        if view.kind != "search" or view.state.state != "done":
+            raise InputError(f"The run {run_id} is no search that is done; wait for its end.")
+        return keep_best(self.library, view.result(), check_name(name))
+
     def bisect(
         self, entries: str, *, watch: Watch = lambda _: None, **options: Any
     ) -> dict[str, Any]:

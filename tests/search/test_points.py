@@ -10,7 +10,8 @@ import pytest
 
 from vectors.errors import GrammarError, InputError
 from vectors.tasks import Recipe
-from workbench.search.behaviours import parse_behaviours
+from workbench.data.contrast import ContrastPair, ContrastSet
+from workbench.search.behaviours import parse_behaviours, some_held_out
 from workbench.search.between import parse_between
 from workbench.search.bisect import first_changed
 from workbench.search.marks import Marks
@@ -21,29 +22,34 @@ BASE, A, B = "ab" * 32, "a" * 64, "b" * 64
 C = (0.5, 1.0, 2.0)
 
 
-def asked(way: Any, count: int) -> list[tuple[float, ...]]:
+def asked(way: Any, *rows: tuple[float, ...]) -> list[tuple[float, ...]]:
     seen: list[tuple[float, ...]] = []
 
     def ask(at: tuple[float, ...]) -> float:
         seen.append(at)
         return -abs(at[0] - 0.5) - abs(at[-1] - 2.0)
 
-    walk(way, count, C, ask)
-    assert len(seen) == check_points(way, count, C)
+    walk(way, rows, ask)
+    assert len(seen) == check_points(way, rows)
     return seen
 
 
 def test_each_way_asks_for_its_points() -> None:
-    assert asked("together", 2) == [(0.5, 0.5), (1.0, 1.0), (2.0, 2.0)]
-    assert asked("grid", 2) == list(product(C, C))
+    assert asked("together", C, C) == [(0.5, 0.5), (1.0, 1.0), (2.0, 2.0)]
+    assert asked("grid", C, C) == list(product(C, C))
     # The second ingredient is searched with the first at its best.
-    assert asked("each", 2) == [(0.5, 1), (1, 1), (2, 1), (0.5, 0.5), (0.5, 1), (0.5, 2)]
+    assert asked("each", C, C) == [(0.5, 1), (1, 1), (2, 1), (0.5, 0.5), (0.5, 1), (0.5, 2)]
+
+
+def test_an_ingredient_may_have_coefficients_of_its_own() -> None:
+    assert asked("grid", (-1.0, 3.0), C) == list(product((-1.0, 3.0), C))
+    assert asked("each", (-1.0, 3.0), (2.0,)) == [(-1, 1), (3, 1), (-1, 2)]
 
 
 def test_too_many_points_are_refused() -> None:
-    assert check_points("grid", 3, range(7)) == 343 <= MOST_POINTS
-    with pytest.raises(InputError, match="2401 points"):
-        check_points("grid", 4, range(7))
+    assert check_points("grid", [range(7)] * 3) == 343 <= MOST_POINTS
+    with pytest.raises(InputError, match="7 x 7 x 7 x 7 coefficients are 2401 points"):
+        check_points("grid", [range(7)] * 4)
 
 
 def search(budget: float = 1.0, wanted: float = 1.0) -> tuple[Searched, list[Recipe]]:
@@ -80,6 +86,7 @@ def test_the_best_of_a_grid_and_each_recipe_once() -> None:
     deviation = math.sqrt(sum((x - 0.25) ** 2 for x in (-2, 0, 2, 1)) / 4)
     assert found.best.score == pytest.approx((0.8 + 1.2) / 2 / deviation)
     assert "a=1 is the best" in found.words and "+1.05 nats" in found.words
+    assert found.confirmed["kind"]["holds"] and "do not confirm" not in found.words
 
 
 def test_the_budget_and_the_wish_decide() -> None:
@@ -88,6 +95,43 @@ def test_the_budget_and_the_wish_decide() -> None:
     assert none.best == none.base and "No coefficients" in none.words
     # Where the margin should fall, nothing helps: at 2 it is only back where it was.
     assert search(wanted=-1.0)[0].best.score == 0.0
+
+
+def test_ranges_go_by_the_ingredients_names() -> None:
+    made = Search(
+        Recipe(base=BASE, terms=((A, 1.0), (B, 1.0))),
+        [Ingredient("a", A, 1.0), Ingredient("b", B, 1.0)],
+        {"kind": 1.0},
+        lambda recipe: Marks({"kind": [0.0, 1.0, 2.0, 3.0]}, 0.0),
+        1.0,
+    )
+    found = made.run("grid", (1.0,), {"b": (-1.0, 2.0)})
+    assert [p.coefficients for p in found.points[1:]] == [{"a": 1, "b": -1}, {"a": 1, "b": 2}]
+
+
+def test_fewer_held_out_pairs_are_chosen_without_a_preference() -> None:
+    pairs = [ContrastPair(prompt=f"P{n}", positive="a", negative="b") for n in range(200)]
+    contrast = ContrastSet("x", tuple(pairs))
+    some = some_held_out(contrast, 6)
+    assert len(some) == 6 and set(some) < set(contrast.held_out)
+    turned = ContrastSet("x", tuple(reversed(pairs)))
+    assert some_held_out(turned, 6) == some, "the order of the file plays no part"
+    assert some_held_out(contrast, None) == contrast.held_out
+    assert len(some_held_out(contrast, 10_000)) == len(contrast.held_out)
+
+
+def test_what_the_other_pairs_do_not_confirm_is_said() -> None:
+    def measure(recipe: Recipe) -> Marks:
+        lift = 1.0 if recipe.terms else 0.0
+        return Marks({"kind": [0.0 + lift, 1.0 - lift, 2.0 + lift, 3.0 - lift]}, 0.0)
+
+    made = Search(
+        Recipe(base=BASE, terms=((A, 1.0),)), [Ingredient("a", A, 1.0)], {"kind": 1.0}, measure, 1
+    )
+    found = made.run("together", (1.0,))
+    assert found.best.terms == "a=1" and found.confirmed["kind"]["change"] == -1.0
+    assert not found.confirmed["kind"]["holds"]
+    assert found.words.endswith("They do not confirm that 'kind' moves as wanted.")
 
 
 def test_a_model_that_breaks_is_never_the_best() -> None:

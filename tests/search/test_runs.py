@@ -21,6 +21,7 @@ from workbench.engines.transformers import TransformersEngine
 from workbench.models.loading import load_tokenizer
 from workbench.runs.process import Progress
 from workbench.search.exam import Exam
+from workbench.search.keep import best_recipe, keep_best
 from workbench.search.live import LiveModel
 from workbench.verify.measure import Bench
 
@@ -66,6 +67,22 @@ def test_a_search_finds_what_helps_and_keeps_it(searched_home: Any, run: Any) ->
     (evidence,) = searched_home.library.attestations(entry.digest, "evaluation")
     assert evidence["confirmed"] == found["confirmed"]
     assert json.loads(json.dumps(found)) == found
+    # Kept again after the search: the same recipe, and nothing new under the same name.
+    assert keep_best(searched_home.library, found, "best") == found["kept"]
+    assert keep_best(searched_home.library, found, "other")["digest"] != ""
+    assert searched_home.library.load_recipe("other")[1] == recipe
+    with pytest.raises(NameTaken, match="glad"):
+        keep_best(searched_home.library, found, "glad")
+
+
+def test_each_ingredient_may_have_its_own_range_and_few_pairs_are_read(run: Any) -> None:
+    found = run(
+        "search", recipe="dish", behaviours=["cheerful"], way="each", coefficients=[1],
+        ranges={"glad": [0, 2]}, pairs=4, budget=100,
+    )  # fmt: skip
+    seen = [tuple(point["coefficients"].values()) for point in found["points"]]
+    assert seen == [(0, 0), (0, 1), (2, 1)] and found["behaviours"][0]["pairs"] == 4
+    assert found["confirmed"]["cheerful"]["pairs"] == 2
 
 
 def test_a_recipe_is_searched_with_its_own_weights_and_nothing_is_kept(run: Any) -> None:
@@ -73,6 +90,10 @@ def test_a_recipe_is_searched_with_its_own_weights_and_nothing_is_kept(run: Any)
     assert [i["weight"] for i in found["ingredients"]] == [1.0, 0.5]
     assert [point["terms"] for point in found["points"]] == ["", "glad=1,noise=0.5"]
     assert found["best"]["terms"] == "" and found["kept"] is None
+    with pytest.raises(InputError, match="The base is the best"):
+        best_recipe(found)
+    with pytest.raises(InputError, match="another version"):
+        best_recipe({**found, "ingredients": [{"name": "glad", "weight": 1.0}]})
     assert not found["points"][1]["within"]
 
 
@@ -135,6 +156,10 @@ WRONG = [
     ("search", {**SEARCH, "way": "fast"}, InputError, "'way'"),
     ("search", {**SEARCH, "method": "magic"}, NameNotFound, "magic"),
     ("search", {**SEARCH, "method": "ties", "options": {"x": 1}}, InputError, "x"),
+    ("search", {**SEARCH, "ranges": {"glad": [1]}}, InputError, "same coefficients"),
+    ("search", {**SEARCH, "way": "each", "ranges": {"dish": [1]}}, InputError, "no ingredient"),
+    ("search", {**SEARCH, "way": "each", "ranges": {"glad": []}}, InputError, "'ranges'"),
+    ("search", {**SEARCH, "pairs": 3}, InputError, "'pairs'"),
     ("search", {**SEARCH, "budget": 0}, InputError, "'budget'"),
     ("search", {**SEARCH, "name": "glad"}, NameTaken, "task-vector"),
     ("search", {**SEARCH, "name": "Bad Name"}, GrammarError, "Bad Name"),

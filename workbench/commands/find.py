@@ -41,6 +41,14 @@ def search(
     coefficients: Annotated[
         str, typer.Option(help="What weights are multiplied by, such as 0.5,1,1.5.")
     ] = "",
+    own: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range",
+            metavar="NAME=NUMBERS",
+            help="Coefficients of one ingredient, such as a=-1,0,1, for each or grid; repeatable.",
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="One of 'library methods'; default: the recipe's own.")
     ] = "linear",
@@ -51,14 +59,18 @@ def search(
     budget: Annotated[
         float, typer.Option(help="Nats a token by which the loss on general text may rise.")
     ] = 0.5,
+    pairs: Annotated[
+        int | None, typer.Option(help="Held-out pairs of each set to read; default: all.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Keep the best recipe under this name.")] = "",
     detach: Detach = False,
 ) -> None:
     """Search the coefficients of a recipe's ingredients by held-out margins and general loss."""
-    swept = [_number(text, "coefficient") for text in coefficients.split(",") if coefficients]
+    swept = _numbers(coefficients) if coefficients else None
     parameters = {"recipe": recipe, "behaviours": behaviour, "way": way, "method": method}
     parameters |= {"options": dict(read_option(text) for text in option or [])}
-    parameters |= {"coefficients": swept or None, "budget": budget, "name": name}
+    parameters |= {"coefficients": swept, "ranges": dict(_range(text) for text in own or [])}
+    parameters |= {"budget": budget, "pairs": pairs, "name": name}
     _run(session, "search", detach, parameters)
 
 
@@ -99,10 +111,22 @@ def _run(session: Session, kind: str, detach: bool, parameters: dict[str, object
         session.answer(result, draw)
 
 
-def _number(text: str, what: str) -> float:
+def _range(text: str) -> tuple[str, list[float]]:
+    name, given, numbers = text.partition("=")
+    if not given or not name.strip():
+        raise InputError(f"{text[:80]!r} is not a range; write NAME=NUMBERS, as in a=-1,0,1.")
+    return name.strip(), _numbers(numbers)
+
+
+def _numbers(text: str) -> list[float]:
+    return [_number(part) for part in text.split(",")]
+
+
+def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
         raise InputError(
-            f"{text.strip()[:40]!r} is not a {what}; write numbers joined by commas, as in 0.5,1."
+            f"{text.strip()[:40]!r} is not a coefficient; write numbers joined by commas, as in "
+            "0.5,1."
         ) from error

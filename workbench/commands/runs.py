@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List runs, show, follow, cancel, resume or delete one.")
+app = typer.Typer(help="List runs; show, follow, cancel, resume, keep or delete one.")
 ROWS = {"run": "run", "state": "state", "done": "share", "asked": "asked", "words": ""}
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run of 'runs list'.")]
 
@@ -75,6 +75,18 @@ def resume(session: Session, run: Run) -> None:
     view = session.wb.runs.resume(run)
     result = session.follow(view.id)
     session.answer(result, lambda out: draw_result(out, view.kind, result))
+
+
+@command(app, "keep")
+def keep(
+    session: Session,
+    run: Run,
+    name: Annotated[str, typer.Argument(help="What the recipe will be called.")],
+) -> None:
+    """Keep the best recipe that a search found, after the search."""
+    kept = session.wb.keep_best(run, name)
+    words = f"Kept {kept['name']}@{kept['revision']}. Try: --with {kept['name']}=1"
+    session.answer(kept, lambda out: out.print(words))
 
 
 @command(app, "delete")

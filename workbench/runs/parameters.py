@@ -16,6 +16,7 @@ from workbench.data.chat import parse_chats
 from workbench.data.instructions import read_instructions
 from workbench.search.behaviours import check_measurable, parse_behaviours
 from workbench.search.between import Over, parse_between, revisions_between
+from workbench.search.names import called, name_of
 from workbench.search.ways import COEFFICIENTS, Way, check_points
 from workbench.service import Workbench, check_engine
 
@@ -164,9 +165,11 @@ class Search(_Parameters):
     behaviours: Annotated[list[Contrast], Field(min_length=1, max_length=16)]
     way: Way = "together"
     coefficients: Coefficients = list(COEFFICIENTS)
+    ranges: Annotated[dict[str, Coefficients], Field(max_length=64)] = {}
     method: str = Field("linear", max_length=100)
     options: dict[str, JsonValue] = {}
     budget: float = Field(0.5, gt=0, le=100)
+    pairs: Annotated[int, Field(ge=4, le=100_000)] | None = None
     name: Annotated[str, AfterValidator(_name_or_none)] = ""
 
 
@@ -305,15 +308,21 @@ def _search(asked: Search, workbench: Workbench) -> list[str]:
     terms = parse_tasks(asked.recipe)
     refs = [t.name if t.revision is None else f"{t.name}@{t.revision}" for t in terms]
     _must_fit(asked, dict.fromkeys(refs, TASK), workbench)
-    library = workbench.library
-    ingredients: set[str] = set()
-    for ref in refs:
-        entry = library.get(ref)
-        recipe = library.load_recipe(ref)[1] if entry.kind == "recipe" else None
-        ingredients |= {entry.digest} if recipe is None else {digest for digest, _ in recipe.terms}
-    check_points(asked.way, len(ingredients), asked.coefficients)
+    names = _ingredients(refs, workbench)
+    if unknown := sorted(set(asked.ranges) - set(names)):
+        raise InputError(
+            f"'{unknown[0][:100]}' is no ingredient, and has no coefficients; name one of "
+            f"{', '.join(names)}."
+        )
+    if asked.ranges and asked.way == "together":
+        raise InputError(
+            "Together means the same coefficients for all; search each or grid, or give no "
+            "coefficients of their own."
+        )
+    rows = [asked.ranges.get(name, asked.coefficients) for name in names]
+    check_points(asked.way, rows)
     least = Operation.of(asked.method, asked.options).row.least
-    if least > 1 and 0 in asked.coefficients and asked.way != "together":
+    if least > 1 and any(0 in row for row in rows) and asked.way != "together":
         raise InputError(
             f"The method '{asked.method}' needs at least {least} ingredients, so none can be left "
             "out; take 0 out of the coefficients."
@@ -324,6 +333,21 @@ def _search(asked: Search, workbench: Workbench) -> list[str]:
     for named in weights:
         check_measurable(workbench.contrast.get(named))
     return [f"{_contrast(named, workbench)}={weight!r}" for named, weight in weights.items()]
+
+
+def _ingredients(refs: list[str], workbench: Workbench) -> list[str]:
+    """What the run will call the task vectors of all terms."""
+    library = workbench.library
+    digests: set[str] = set()
+    for ref in refs:
+        entry = library.get(ref)
+        recipe = library.load_recipe(ref)[1] if entry.kind == "recipe" else None
+        digests |= {entry.digest} if recipe is None else {digest for digest, _ in recipe.terms}
+    known = called(library, refs)
+    found = sorted(name_of(library, digest, known) for digest in digests)
+    if not found:
+        raise InputError(f"'{refs[0]}' has no ingredients; name a task vector.")
+    return found
 
 
 def _bisect(asked: Bisect, workbench: Workbench) -> str:

@@ -12,10 +12,11 @@ from workbench.engines.weights import composed
 from workbench.runs.process import Progress
 from workbench.search.behaviours import parse_behaviours
 from workbench.search.exam import Exam
+from workbench.search.keep import keep_best
 from workbench.search.live import LiveModel
 from workbench.search.marks import Marks
 from workbench.search.names import called, ingredients_of
-from workbench.search.search import Search, Searched
+from workbench.search.search import Search
 from workbench.service import Workbench
 
 __all__ = ["search_run"]
@@ -39,7 +40,7 @@ def search_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[
     scratch = progress.folder or workbench.home.runs
     live = LiveModel(info, library, scratch)
     progress(0.06, "reading general text")
-    exam = Exam(live, sets, progress)
+    exam = Exam(live, sets, progress, pairs=p["pairs"])
 
     def measure(at: Recipe) -> Marks:
         with live.of(at):
@@ -48,25 +49,18 @@ def search_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[
     search = Search(
         recipe, ingredients, weights, measure, p["budget"], progress.part(0.1, 0.99), progress.event
     )
-    found = search.run(p["way"], p["coefficients"])
-    result = {
+    found = search.run(p["way"], p["coefficients"], p["ranges"])
+    result: dict[str, Any] = {
         "recipe": p["recipe"],
         "method": recipe.op.method,
         "options": recipe.op.options,
         "way": p["way"],
         "model": info.name,
-        "ingredients": [{"name": i.name, "weight": i.weight} for i in ingredients],
+        "base_digest": recipe.base,
+        "ingredients": [
+            {"name": i.name, "weight": i.weight, "digest": i.digest} for i in ingredients
+        ],
         **found.to_json(),
     }
-    return {**result, "kept": _keep(library, search, found, p["name"])}
-
-
-def _keep(library: Library, search: Search, found: Searched, name: str) -> dict[str, Any] | None:
-    if not name or not found.best.terms:
-        return None
-    recipe = search.recipe_at([found.best.coefficients[i.name] for i in search.ingredients])
-    info = {"written": found.best.terms, "searched": list(search.behaviours)}
-    entry = library.save_recipe(name, recipe, info=info)
-    evidence = {"best": found.to_json()["best"], "confirmed": found.confirmed}
-    library.attest(entry.digest, "evaluation", evidence)
-    return {"name": entry.name, "revision": entry.revision, "digest": entry.digest}
+    wanted = p["name"] and found.best.terms
+    return {**result, "kept": keep_best(library, result, p["name"]) if wanted else None}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from vectors.errors import ContrastSetError, GrammarError
-from workbench.data.contrast import ContrastSet
+from workbench.data.contrast import ContrastPair, ContrastSet
 
-__all__ = ["check_measurable", "parse_behaviour", "parse_behaviours"]
+__all__ = ["check_measurable", "parse_behaviour", "parse_behaviours", "some_held_out"]
 
 LARGEST = 100.0
 
@@ -55,3 +55,10 @@ def check_measurable(contrast: ContrastSet) -> ContrastSet:
             "margin; name a set with completions."
         )
     return contrast
+
+
+def some_held_out(contrast: ContrastSet, most: int | None) -> tuple[ContrastPair, ...]:
+    """At most `most` held-out pairs, by the hash of their prompts and so without a preference."""
+    if most is None:
+        return contrast.held_out
+    return tuple(sorted(contrast.held_out, key=lambda pair: pair.key)[:most])

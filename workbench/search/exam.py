@@ -14,7 +14,7 @@ import torch
 from workbench.data.contrast import ContrastPair, ContrastSet
 from workbench.data.templates import sample
 from workbench.runs.process import Progress
-from workbench.search.behaviours import check_measurable
+from workbench.search.behaviours import check_measurable, some_held_out
 from workbench.search.live import LiveModel
 from workbench.search.marks import Marks
 from workbench.train.batches import Decision, check_decisions, collate
@@ -42,18 +42,22 @@ class Exam:
         live: the model in memory.
         sets: the behaviours, by the name that the marks are to have.
         general: whether the loss on general text is measured.
+        pairs: how many held-out pairs of each set are read at most; all of them by default.
     """
 
     live: LiveModel
     sets: dict[str, ContrastSet]
     progress: Progress
     general: bool = True
+    pairs: int | None = None
     _lesson: Lesson | None = field(default=None, init=False)
     _sides: dict[str, list[Decision]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for name, contrast in self.sets.items():
-            self._sides[name] = self._decisions(check_measurable(contrast).held_out)
+            self._sides[name] = self._decisions(
+                some_held_out(check_measurable(contrast), self.pairs)
+            )
         if self.general:
             self._lesson = self._neutral()
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
+from types import MappingProxyType
 from typing import Any
 
 from vectors.steering.statistics import bootstrap_mean
@@ -23,6 +24,7 @@ __all__ = ["Ingredient", "Search", "Searched"]
 Measure = Callable[[Recipe], Marks]
 Report = Callable[[float, str], None]
 Note = Callable[..., None]
+NO_RANGES: Mapping[str, Sequence[float]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Searched:
     points: list[Point]
     base: Point
     best: Point
-    confirmed: dict[str, dict[str, float]]
+    confirmed: dict[str, dict[str, Any]]
     behaviours: list[dict[str, Any]]
     budget: float
     words: str
@@ -104,14 +106,20 @@ class Search:
         terms = tuple((i.digest, i.weight * c) for i, c in rows)
         return Recipe(op=self.recipe.op, base=self.recipe.base, terms=terms)
 
-    def run(self, way: Way, coefficients: Sequence[float]) -> Searched:
+    def run(
+        self,
+        way: Way,
+        coefficients: Sequence[float],
+        ranges: Mapping[str, Sequence[float]] = NO_RANGES,
+    ) -> Searched:
         """Measure the base and every point of the way, and choose.
 
+        `ranges` has the coefficients of ingredients, by name, that take others than `coefficients`.
         The best point has the highest score of those within the budget; the base is one of them.
         """
         started = time.monotonic()
-        count = len(self.ingredients)
-        total = check_points(way, count, coefficients) + 1
+        rows = [ranges.get(i.name, coefficients) for i in self.ingredients]
+        total = check_points(way, rows) + 1
         marks: dict[tuple[float, ...], Marks] = {}
         points: dict[tuple[float, ...], Point] = {}
 
@@ -124,15 +132,15 @@ class Search:
                 self.note(kind="point", **asdict(points[at]))
             return _rank(points[at])
 
-        nothing = (0.0,) * count
+        nothing = (0.0,) * len(rows)
         ask(nothing)
-        walk(way, count, coefficients, ask)
+        walk(way, rows, ask)
         best = max(points, key=lambda at: _rank(points[at]))
         confirmed = {
-            name: _confirmed(marks[best].margins[name], marks[nothing].margins[name])
-            for name in self.behaviours
+            name: _confirmed(marks[best].margins[name], marks[nothing].margins[name], weight)
+            for name, weight in self.behaviours.items()
         }
-        rows = [
+        behaviours = [
             {
                 "name": name,
                 "weight": weight,
@@ -146,7 +154,7 @@ class Search:
             points[nothing],
             points[best],
             confirmed,
-            rows,
+            behaviours,
             self.budget,
             self._words(points[best], confirmed, best == nothing),
             time.monotonic() - started,
@@ -174,9 +182,7 @@ class Search:
         rows = zip(self.ingredients, at, strict=True)
         return ",".join(f"{i.name}={i.weight * c:g}" for i, c in rows if i.weight * c)
 
-    def _words(
-        self, best: Point, confirmed: Mapping[str, Mapping[str, float]], is_base: bool
-    ) -> str:
+    def _words(self, best: Point, confirmed: Mapping[str, Mapping[str, Any]], is_base: bool) -> str:
         if is_base:
             return (
                 "No coefficients that were measured are better than the base within the budget of "
@@ -187,9 +193,13 @@ class Search:
             f"{row['high']:+.2f})"
             for name, row in confirmed.items()
         )
-        return (
+        words = (
             f"{best.terms} is the best: on the held-out pairs that did not choose it, {changes}, "
             f"and the general loss rises by {best.forgetting:.3f} nats a token."
+        )
+        doubtful = " and ".join(f"'{name}'" for name, row in confirmed.items() if not row["holds"])
+        return (
+            f"{words} They do not confirm that {doubtful} moves as wanted." if doubtful else words
         )
 
 
@@ -204,10 +214,12 @@ def _effect(choosing: Sequence[float], base: Sequence[float]) -> float:
     return change / (pstdev(base) or 1.0)
 
 
-def _confirmed(margins: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+def _confirmed(margins: Sequence[float], base: Sequence[float], weight: float) -> dict[str, Any]:
+    """The change on the pairs that did not choose; `holds` if its interval is on the wanted side."""
     changes = [a - b for a, b in zip(margins[1::2], base[1::2], strict=True)]
     change, low, high = bootstrap_mean(changes)
-    return {"change": change, "low": low, "high": high, "pairs": len(changes)}
+    holds = low > 0 if weight > 0 else high < 0
+    return {"change": change, "low": low, "high": high, "pairs": len(changes), "holds": holds}
 
 
 def _number(value: float | None) -> float:
