@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "doses", "learning", "separation", "styled"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "RED",
+    "doses",
+    "learning",
+    "plain",
+    "separation",
+    "styled",
+]
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#d98200", "#12946c", "#d1495b", "#8a8f98"
 GRID = "rgba(128,128,128,0.25)"
 MOST_POINTS = 1500
+LONGEST = 40
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -33,6 +46,13 @@ def styled(figure: go.Figure, height: int, empty: str = "") -> go.Figure:
     if empty:
         figure.add_annotation(text=empty, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper")
     return figure
+
+
+def plain(text: object, most: int = LONGEST) -> str:
+    """Text that Plotly, which reads tags in its labels, shows as it is."""
+    words = str(text)
+    short = words if len(words) <= most else f"{words[: most - 1]}…"
+    return html.escape(short, quote=False).replace("$", "&#36;")
 
 
 def _column(rows: Rows, name: str) -> list[Any]:

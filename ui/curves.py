@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ui.charts import BLUE, GREEN, GREY, ORANGE, RED, styled
+from ui.charts import BLUE, GREEN, GREY, ORANGE, RED, plain, styled
 
 __all__ = ["coefficients", "measurements"]
 
@@ -49,6 +49,8 @@ def coefficients(result: Mapping[str, Any]) -> go.Figure:
                     row=panel,
                     col=1,
                 )
+    if points and result.get("best"):
+        _mark(figure, result["best"], together)
     if points and result.get("budget") is not None:
         figure.add_hline(
             y=result["budget"],
@@ -69,6 +71,20 @@ def coefficients(result: Mapping[str, Any]) -> go.Figure:
     return styled(figure, 520, "" if points else "No measurements yet")
 
 
+def _mark(figure: go.Figure, best: Mapping[str, Any], together: bool) -> None:
+    """A star on each curve where the best point is."""
+    named = best["changes"] if together else best["coefficients"]
+    figure.add_scatter(
+        x=[_shared(best) if together else best["coefficients"][name] for name in named],
+        y=[best["changes"][name] if together else best["score"] for name in named],
+        name="best",
+        mode="markers",
+        marker={"symbol": "star", "size": 15, "color": GREEN, "line": {"width": 1}},
+        row=1,
+        col=1,
+    )
+
+
 def _shared(point: Mapping[str, Any]) -> float:
     return next(iter(point["coefficients"].values()))
 
@@ -77,7 +93,9 @@ def _by_behaviour(points: Rows) -> list[Line]:
     rows = sorted(points, key=_shared)
     x, general = [_shared(row) for row in rows], [row["forgetting"] for row in rows]
     names = rows[0]["changes"] if rows else ()
-    return [(f"'{name}'", x, [row["changes"][name] for row in rows], general) for name in names]
+    return [
+        (f"'{plain(name)}'", x, [row["changes"][name] for row in rows], general) for name in names
+    ]
 
 
 def _by_ingredient(points: Rows) -> list[Line]:
@@ -90,7 +108,7 @@ def _by_ingredient(points: Rows) -> list[Line]:
                 best[at] = row
         x = sorted(best)
         scores, general = [best[c]["score"] for c in x], [best[c]["forgetting"] for c in x]
-        lines.append((name, x, scores, general))
+        lines.append((plain(name), x, scores, general))
     return lines
 
 
@@ -100,7 +118,7 @@ def measurements(result: Mapping[str, Any]) -> go.Figure:
     figure = go.Figure()
     if rows:
         figure.add_scatter(
-            x=[row["state"] for row in rows],
+            x=[plain(row["state"]) for row in rows],
             y=[row["value"] for row in rows],
             mode="markers",
             marker={"color": BLUE, "size": 11},
@@ -111,6 +129,6 @@ def measurements(result: Mapping[str, Any]) -> go.Figure:
         figure.add_hline(
             y=test["threshold"], line={"color": RED, "dash": "dash"}, annotation_text="threshold"
         )
-    figure.update_yaxes(title_text=f"{test.get('words', 'measured')} (nats)")
+    figure.update_yaxes(title_text=f"{plain(test.get('words', 'measured'), 80)} (nats)")
     figure.update_xaxes(title_text="in the order of measuring", type="category")
     return styled(figure, 380, "" if rows else "No measurements yet")

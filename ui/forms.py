@@ -63,8 +63,8 @@ def typed(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-def as_number(text: object, what: str) -> float | None:
-    """A number that may be left empty.
+def as_number(text: object, what: str, example: str = "0.2") -> float | None:
+    """A number that may be left empty; `example` is one that would do.
 
     Raises:
         InputError: not a number.
@@ -75,14 +75,16 @@ def as_number(text: object, what: str) -> float | None:
     try:
         return float(words)
     except ValueError as error:
-        raise InputError(f"The {what} must be a number, not {words[:40]!r}; try 0.2.") from error
+        raise InputError(
+            f"The {what} must be a number, not {words[:40]!r}; try {example}."
+        ) from error
 
 
-def as_numbers(text: str | None, what: str) -> list[float]:
+def as_numbers(text: str | None, what: str, example: str = "0.2") -> list[float]:
     """Numbers joined by commas or spaces; none is an empty list.
 
     Raises:
         InputError: something that is not a number.
     """
     parts: Iterable[str] = typed(text).replace(",", " ").split()
-    return [value for part in parts if (value := as_number(part, what)) is not None]
+    return [value for part in parts if (value := as_number(part, what, example)) is not None]

@@ -100,6 +100,40 @@ WORDS: dict[str, str] = {
     ),
     "merge method": "How the task vectors become one. Linear adds them up, and fits most needs.",
     "recipe name": "What the recipe will be called. A name in use gets another revision.",
+    "searched": (
+        "What is searched: a recipe by its own method, or task vectors, which are added up. A weight "
+        "may be typed, as in formal-baked=-0.5."
+    ),
+    "behaviours": (
+        "The contrast sets whose held-out pairs judge. How much one counts may be typed, as in "
+        "formal=0.5."
+    ),
+    "way": "Whether all task vectors share one coefficient, or each has one of its own.",
+    "coefficients": (
+        "What the weights are multiplied by, joined by commas: 0 leaves out, 1 is as trained, -1 is "
+        "the opposite. Empty measures the standard range."
+    ),
+    "ranges": (
+        "One task vector a line, a colon, and its coefficients. The others take those above. For "
+        "ways with more than one coefficient."
+    ),
+    "held-out pairs": (
+        "How many held-out pairs of each behaviour are read. Fewer are quicker and less sure; at "
+        "least 4, and empty is all of them."
+    ),
+    "budget": (
+        "By how much the loss on ordinary text may rise, in nats a token. What is beyond is "
+        "measured and not chosen."
+    ),
+    "good entry": "As it was before: the base, a name, or a revision such as cheerful-baked@3.",
+    "bad entry": "As it is now: a name, or a revision such as cheerful-baked@9.",
+    "telling behaviour": (
+        "The contrast set whose margin tells good from bad, or the loss on general text."
+    ),
+    "threshold": "The number that lies between good and bad, in nats. Empty is half way.",
+    "over": (
+        "Two revisions of one name have a history between them; two recipes differ in ingredients."
+    ),
     "own name": "The set is kept under this name, for you alone, in the library's folder.",
     "sides": (
         "Whether the two columns are replies, or system instructions under which the model replies."

@@ -23,12 +23,13 @@ RECALL = f"""(...values) => {{
 }}"""
 # Fields change while the page is built, too; nothing is kept before what was kept is back.
 READY = "() => { (window.workbenchForms ??= new Set()).add('NAME'); }"
-# A list that the library has not filled yet holds null, which nobody chose.
+# A list that the library has not filled yet holds null, or no entry, which nobody chose.
 REMEMBER = f"""(...values) => {{
   if (!window.workbenchForms?.has('NAME')) return;
   let kept = {{}};
   try {{ kept = JSON.parse(sessionStorage.getItem('{KEY}')) ?? {{}}; }} catch {{}}
-  IDS.forEach((id, i) => {{ if (values[i] !== null) kept[id] = values[i]; }});
+  const none = (value) => value === null || (Array.isArray(value) && !value.length);
+  IDS.forEach((id, i) => {{ if (!none(values[i])) kept[id] = values[i]; }});
   sessionStorage.setItem('{KEY}', JSON.stringify(kept));
 }}"""
 

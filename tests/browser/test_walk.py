@@ -405,6 +405,64 @@ def keep_opposite(library: Any, model: Any) -> None:
     library.save_task("other-way", model.base, before, {place: -weights[place]})
 
 
+def test_a_search_survives_a_reload_and_is_cancelled(page: Any) -> None:
+    go(page, "Library")
+    unfold(page, "library-search")
+    # The newest is chosen at first.
+    expect(page.locator("#search-recipe")).to_contain_text("other-way")
+    fill(page, "search-coefficients", "1, <b>x</b>")
+    page.click("#search-run")
+    says(page, "search-notice", "The coefficient must be a number, not '<b>x</b>'")
+    fill(page, "search-coefficients", ",".join(str(n / 100) for n in range(1, 61)))
+    page.click("#search-run")
+    bar = page.locator("#search-progress .wb-progress")
+    expect(bar).to_have_attribute("data-state", "running")
+    page.reload()
+    go(page, "Library")
+    unfold(page, "library-search")
+    expect(bar).to_be_visible()
+    expect(page.locator("#search-coefficients textarea")).to_have_value(re.compile("^0.01,0.02,"))
+    expect(page.locator("#search-recipe")).to_contain_text("other-way")
+    page.click("#search-cancel")
+    ended(page, "search", "cancelled")
+
+
+def test_the_best_of_a_search_is_kept(page: Any) -> None:
+    # Of two small steps to either side one is uphill.
+    fill(page, "search-coefficients", "-0.1, 0.1")
+    unfold(page, "search-settings")
+    fill(page, "search-pairs", "4")
+    fill(page, "search-budget", "100")
+    page.click("#search-run")
+    bar = page.locator("#search-progress .wb-progress")
+    expect(bar).not_to_have_attribute("data-state", "cancelled")
+    ended(page, "search")
+    says(page, "search-sentence", "is the best: on the held-out pairs that did not choose it")
+    expect(page.locator("#search-chart .main-svg").first).to_be_visible()
+    expect(page.locator("#search-chart")).to_contain_text("best")
+    unfold(page, "search-twin")
+    expect(page.locator("#search-points")).to_contain_text("the base")
+    fill(page, "search-name", "gentle")
+    page.click("#search-keep")
+    says(page, "search-kept", "Kept 'gentle' revision 1: other-way=")
+    expect(page.locator("#library-table")).to_contain_text("gentle")
+
+
+def test_a_bisection(page: Any) -> None:
+    unfold(page, "library-bisect")
+    expect(page.locator("#bisect-good input")).to_have_value("the base")
+    expect(page.locator("#bisect-bad input")).to_have_value("other-way")
+    choose(page, "bisect-behaviour", "loss on general text")
+    fill(page, "bisect-threshold", "half")
+    page.click("#bisect-run")
+    says(page, "bisect-notice", "The threshold must be a number, not 'half'")
+    fill(page, "bisect-threshold", "")
+    page.click("#bisect-run")
+    ended(page, "bisect")
+    says(page, "bisect-sentence", "'other-way' changed it")
+    expect(page.locator("#bisect-chart .main-svg").first).to_be_visible()
+
+
 def test_rename_delete_restore_undo(page: Any) -> None:
     go(page, "Library")
     pick(page, "half-sunny")

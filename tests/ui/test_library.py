@@ -279,4 +279,5 @@ def test_everything_is_folded_at_first(kept: Workbench) -> None:
     page = make_page(Session(kept, autostart=False))
     folded = {b.elem_id: b.open for b in page.blocks.values() if b.get_block_name() == "accordion"}
     parts = ("lineage", "versions", "acts", "recipes", "meeting", "options", "files")
+    parts += ("search", "bisect")
     assert not any(folded[f"library-{part}"] for part in parts)

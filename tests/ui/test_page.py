@@ -79,7 +79,8 @@ def keep_vector(workbench: Workbench, name: str, base: str = "a" * 64) -> str:
 
 def test_public_endpoints_are_the_works_and_the_chats(still: Any) -> None:
     named = still.get_api_info()["named_endpoints"]
-    assert set(named) == {"/extract", "/verify", "/train", "/compare", "/steer", "/compare_live"}
+    chats = {"/steer", "/compare_live"}
+    assert set(named) == {f"/{work}" for work in (*WORKS, "search", "bisect")} | chats
 
 
 def test_tabs_come_in_the_order_of_the_work(still: Any) -> None:
@@ -103,7 +104,7 @@ def test_every_chart_has_a_table_twin(still: Any) -> None:
     ids = {b.elem_id for b in still.blocks.values()}
     charts_of = {i.removesuffix("-chart") for i in ids if i and i.endswith("-chart")}
     library = {f"library-{part}" for part in ("lineage", "versions", "interference")}
-    assert charts_of == {"extract", "verify", "train", "runs", *library}
+    assert charts_of == {"extract", "verify", "train", "runs", "search", "bisect", *library}
     assert {f"{name}-twin" for name in charts_of} <= ids
 
 

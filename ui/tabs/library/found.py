@@ -1,4 +1,4 @@
-"""What a search over coefficients or a bisection found, among the runs: sentence, chart, table."""
+"""What a search over coefficients or a bisection found: sentence, chart, table."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ __all__ = ["lay_found", "show_found"]
 MOST_ROWS = 400
 
 
-def lay_found() -> list[Any]:
-    """Lay the parts out; they come back in the order in which `show_found` fills them."""
-    with gr.Column(visible=False, elem_id="runs-found") as whole:
-        sentence = gr.HTML(elem_id="runs-sentence")
-        chart = gr.Plot(label="What was measured", elem_id="runs-chart")
-        with gr.Accordion("The same as a table", open=False, elem_id="runs-twin"):
+def lay_found(place: str) -> list[Any]:
+    """Lay the parts out; they come back in the order in which `show_found` fills them.
+
+    Args:
+        place: what the parts' ids start with.
+    """
+    with gr.Column(visible=False, elem_id=f"{place}-found") as whole:
+        sentence = gr.HTML(elem_id=f"{place}-sentence")
+        chart = gr.Plot(label="What was measured", elem_id=f"{place}-chart")
+        with gr.Accordion("The same as a table", open=False, elem_id=f"{place}-twin"):
             table = gr.Dataframe(
-                interactive=False, datatype="str", max_height=320, elem_id="runs-points"
+                interactive=False, datatype="str", max_height=320, elem_id=f"{place}-points"
             )
     return [whole, sentence, chart, table]
 
@@ -34,15 +38,23 @@ def show_found(view: Any) -> tuple[Any, ...]:
         return nothing
     draw = _search if view.kind == "search" else _bisect
     try:
-        sentence, chart, headers, rows = draw(view, view.result())
+        found = view.result()
+        sentence, chart, headers, rows = draw(view, found)
     except (WorkbenchError, KeyError, TypeError, ValueError):
         return nothing  # a record of another version
     return (
         gr.update(visible=bool(rows)),
-        note(sentence, "good") if sentence else "",
+        note(sentence, "good" if _is_sure(found) else "warn"),
         chart,
         gr.update(headers=headers, value=rows[:MOST_ROWS]),
     )
+
+
+def _is_sure(found: dict[str, Any]) -> bool:
+    """Whether a search chose something, and the pairs that did not choose agree."""
+    confirmed = found.get("confirmed", {}).values()
+    agreed = all(row.get("holds", True) for row in confirmed)
+    return agreed and found.get("best", {}).get("terms") != ""
 
 
 def _search(view: Any, found: dict[str, Any]) -> tuple[Any, ...]:

@@ -1,11 +1,10 @@
 """The tab's pictures: lineage, what differs between two entries, and interference.
 
-Plotly reads tags in its labels; names and everything else from an entry go through `plain` first.
+Names and everything else from an entry go through `plain` first.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -13,13 +12,12 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ui.charts import BLUE, GREEN, GREY, ORANGE, RED, styled
+from ui.charts import BLUE, GREEN, GREY, ORANGE, RED, plain, styled
 from ui.markup import number, when
 
-__all__ = ["differences", "interference", "lineage", "plain", "table_of"]
+__all__ = ["differences", "interference", "lineage", "table_of"]
 
 Row = Mapping[str, Any]
-LONGEST = 40
 NO_NAME, RUNS = "no name any more", "runs"
 LOOKS = {
     "steering-vector": (BLUE, "circle"),
@@ -38,13 +36,6 @@ MEASURES = (
     ("conflict", "sign conflict", "Oranges", 0),
     ("overlap", "overlap of the largest", "Blues", 0),
 )
-
-
-def plain(text: object, most: int = LONGEST) -> str:
-    """Text that Plotly shows as it is."""
-    words = str(text)
-    short = words if len(words) <= most else f"{words[: most - 1]}…"
-    return html.escape(short, quote=False).replace("$", "&#36;")
 
 
 def lineage(found: Row) -> go.Figure:

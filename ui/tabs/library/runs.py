@@ -37,7 +37,7 @@ def all_runs(session: Session, tab: gr.Tab) -> None:
             cancel = gr.Button("Cancel run", variant="stop", scale=0, min_width=160,
                                elem_id="runs-cancel")  # fmt: skip
         bar = gr.HTML(elem_id="runs-progress")
-        found = lay_found()
+        found = lay_found("runs")
         lines = gr.HTML(elem_id="runs-log")
         seen = gr.State("")
     timer = gr.Timer(PACE)
