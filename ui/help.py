@@ -24,6 +24,10 @@ WORDS: dict[str, str] = {
         "Where the pairs are read: by a copy of the model that is loaded for this, or in the engine, "
         "which serves the model already; that saves memory."
     ),
+    "colour": (
+        "Shows, when a reply has ended, how far each of its tokens lies along the vector: orange towards "
+        "the behaviour, blue away from it, in the unit of the dose."
+    ),
     "steering vector": (
         "A direction inside the model; adding it while the model writes moves the behaviour."
     ),

@@ -1,4 +1,4 @@
-"""The page's small pieces of HTML. Every value that comes in is escaped here, and only here."""
+"""The page's small pieces of HTML. Every value that comes in is escaped, by `safe`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "number",
     "progress",
     "receipt",
+    "safe",
     "seconds",
     "size",
     "status",

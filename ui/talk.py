@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ui.forms import QUIET, STILL, say
+from ui.heat import heat
 from ui.markup import alert, note, receipt
 from ui.session import Session
 from ui.streaming import Part
@@ -118,5 +119,5 @@ def proof(part: Part | None, asked: str) -> str:
     if part is None:
         return ""
     if part.reply is not None:
-        return receipt(part.reply, asked)
+        return receipt(part.reply, asked) + heat(part.reply.projections)
     return note("Stopped.", "plain") if part.stopped else ""

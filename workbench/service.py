@@ -215,11 +215,13 @@ class Workbench:
         as_: str = "swap",
         rank: int | None = None,
         error: float | None = None,
+        project: str = "",
     ) -> Request:
         """Check what a person asked for and make the request; task weights are made here.
 
         Args:
             as_, rank, error: how the task weights reach the model; see `weights`.
+            project: a vector, on which every token of the reply is projected.
 
         Raises:
             InputError: a bad prompt, term, dose, temperature, number of tokens, rank or error.
@@ -239,7 +241,9 @@ class Workbench:
             self.check_steer(steer)
         sampling = Sampling(max_tokens, temperature, 1.0, seed)
         weights = self.weights(tasks, as_, rank=rank, error=error)
-        return Request(tuple(messages), steer, weights, sampling)
+        if project and self.engine_kind == "transformers":
+            raise InputError("The engine transformers projects no tokens; use --engine vllm.")
+        return Request(tuple(messages), steer, weights, sampling, project)
 
     def check_steer(self, steer: str) -> list[str]:
         """Resolve steering terms now, so that a bad one is told early; return warnings."""
@@ -325,11 +329,13 @@ class Workbench:
         as_: str = "swap",
         rank: int | None = None,
         error: float | None = None,
+        project: str = "",
     ) -> Reply:
         """Answer one prompt, steered by `steer`, on the weights of the task terms `with_`, which are
-        swapped in, or used by this request alone `as_="lora"`; see `weights`."""
+        swapped in, or used by this request alone `as_="lora"`; see `weights`. With `project`, the reply
+        tells how far each of its tokens lies along that vector."""
         options = {"system": system, "max_tokens": max_tokens, "temperature": temperature}
-        options |= {"as_": as_, "rank": rank, "error": error}
+        options |= {"as_": as_, "rank": rank, "error": error, "project": project}
         request = self.request(prompt, steer=steer, tasks=with_, seed=seed, **options)  # type: ignore[arg-type]
         return self.engine().generate([request])[0]
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests_support.browser import (
     ENGINE,
+    REPLY,
     RUN,
     ended,
     expect,
@@ -130,6 +131,18 @@ def test_a_second_turn_and_a_retry(page: Any) -> None:
     expect(page.locator("#steer-steered [data-testid=bot]")).to_have_count(2)
     page.click("#steer-clear")
     expect(page.locator("#steer-steered [data-testid=bot]")).to_have_count(0)
+
+
+def test_tokens_are_coloured_by_the_vector(page: Any) -> None:
+    go(page, "Steer")
+    page.locator("#steer-colour input").check()
+    page.click("#steer-retry")
+    for place in ("steer-plain-receipt", "steer-receipt"):
+        expect(page.locator(f"#{place} .wb-heat span[title^='+']").first).to_be_visible(
+            timeout=REPLY
+        )
+        expect(page.locator(f"#{place}")).to_contain_text("away from sunny")
+    page.locator("#steer-colour input").uncheck()
 
 
 def test_the_chat_survives_a_reload(page: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
-from tests_support.toys import BLOCKS, KINDS, WIDTH, make
+from tests_support.toys import BLOCKS, KINDS, VECTORS, WIDTH, make
 
 from vectors.errors import BlockNotFound, GrammarError, SteeringNotApplied
 from vectors.types import Phase
@@ -16,6 +16,7 @@ from workbench.engines.vllm.capture import captures as captures_module
 from workbench.engines.vllm.capture.spec import (
     CAPTURE,
     CAPTURE_ID,
+    PROJECT,
     Wanted,
     capture_id,
     parse_capture,
@@ -239,6 +240,64 @@ def test_a_compiler_takes_the_sums_into_its_graph():
     found = load(b.take("one")[0])["one.mean"]
     b.steering.remove("r")
     torch.testing.assert_close(found, streams_of(b.toy, h_TD)[:, 1:].mean(1).float())
+
+
+# -- projections of tokens ----------------------------------------------------------------------
+
+
+def project(name, block=1):
+    return {PROJECT: f"a:{block}", CAPTURE_ID: name}
+
+
+def projections(batches, name, request, positions, block=1):
+    vector = VECTORS["a"]
+    h_TD = batches.wanted(request, positions)[block]
+    return (h_TD @ vector.directions[block].double() / vector.mean_norms[block]).float()
+
+
+@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
+def test_each_generated_position_is_projected(host, ended):
+    b = Batches("split", host=host, eager=host)
+    b.steering.add("r", project("one"), 3, 0)
+    b.steering.add("p", {}, 3, 0)
+    b.step({"r": (0, 2), "p": (0, 3)})
+    b.step({"p": (3, 1), "r": (2, 1)})
+    b.step({"r": (3, 1), "p": (4, 1)})
+    b.step({"p": (5, 1)})
+    b.step({"r": (4, 1), "p": (6, 1)})
+    b.step({"r": (5, 1)})
+    if ended:
+        b.steering.remove("r")
+    data, problem = b.take("one")
+    assert not problem
+    wanted_T = projections(b, "one", "r", [3, 4, 5])
+    torch.testing.assert_close(load(data)["one.projection"], wanted_T)
+    b.steering.remove("r")
+    assert not b.steering.captures._running and not b.steering.captures._slots_S4.any()
+
+
+def test_a_reply_of_one_token_has_no_projection():
+    b = Batches()
+    b.steering.add("r", project("one"), 3, 0)
+    b.step({"r": (0, 3)})
+    assert load(b.take("one")[0])["one.projection"].shape == (0,)
+
+
+def test_a_traced_request_that_was_preempted_says_so():
+    kept, anew = Batches(), Batches(host=False)
+    for b in (kept, anew):
+        b.steering.add("r", project("one"), 2, 0)
+        for step in ((0, 2), (2, 1), (3, 1)):
+            b.step({"r": step})
+    kept.step({"r": (0, 4)})
+    kept.step({"r": (4, 1)})
+    wanted_T = projections(kept, "one", "r", [2, 3, 4])
+    torch.testing.assert_close(load(kept.take("one")[0])["one.projection"], wanted_T)
+    anew.steering.remove("r")
+    anew.steering.add("r", project("one"), 2, 0)
+    anew.step({"r": (0, 4)})
+    assert "preempted" in anew.take("one")[1]
 
 
 # -- the self-test ------------------------------------------------------------------------------

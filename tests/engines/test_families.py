@@ -35,6 +35,7 @@ AFTER = 40
 LATE = '{"terms": [{"name": "axis", "dose": 1.5, "blocks": [1, 3]}], "start": 45}'
 STEERS = ["axis=1.0:0-3", "axis=-1.5:2", "axis=1:0-3!ablate", "axis=1.5:2!turn", LATE]
 DECODED = "axis=2.0:1-2/decode"
+PROJECTED = "axis:2"
 CAPTURED = ["", "axis=1.0:0-3"]
 SPANS = {"20-79": slice(20, 80), "last": slice(len(IDS) - 1, len(IDS))}
 CLOSE = {False: 1e-4, True: 0.2}  # of the steering's whole effect: float32, and a hybrid's bfloat16
@@ -67,12 +68,15 @@ def answers(folders, library, tmp_path_factory):
     """What vLLM says: the score of each steering, and what it decodes."""
     scored = [{"ids": IDS, "steer": steer, "score": AFTER} for steer in ["", *STEERS]]
     decoded = [{"ids": IDS[:20], "steer": steer, "tokens": 12} for steer in ["", DECODED]]
+    projected = [
+        {"ids": IDS[:20], "steer": s, "tokens": 12, "project": PROJECTED} for s in ["", DECODED]
+    ]
     captured = [{"ids": IDS, "steer": s, "capture": c} for s in CAPTURED for c in SPANS]
     plan = [
         {
             "folder": str(folder),
             "options": OPTIONS | {"dtype": "bfloat16" if kind in HYBRID else "float32"},
-            "steps": [scored, decoded, captured],
+            "steps": [scored, decoded, captured, projected],
         }
         for kind, folder in folders.items()
     ]
@@ -189,6 +193,25 @@ def test_what_is_captured_is_the_stream_of_transformers(kind, answers, reference
             assert relative(mean_LD, span_LTD.mean(1)) < allowed, (steer, positions)
             assert relative(norm_L, span_LTD.norm(dim=-1).mean(1)) < allowed, (steer, positions)
             assert relative(mean_LD, other_LTD[:, positions].mean(1)) > 3 * allowed
+
+
+@pytest.mark.parametrize("kind", [*DENSE, *HYBRID])
+def test_each_token_is_projected_as_in_transformers(kind, answers, reference, library):
+    _, vector = library.load_vector("axis")
+    v_D, norm = vector.directions[2], vector.mean_norms[2]
+    found = []
+    for steer, answer in zip(["", DECODED], answers[kind]["steps"][3], strict=True):
+        (ids,) = answer["ids"]
+        streams = [
+            reference(kind, IDS[:20] + ids, steer, start=20, dtype=dtype)[1][2, 20:-1]
+            for dtype in (torch.float32, torch.bfloat16)
+        ]
+        wanted_T, rounded_T = ((h_TD @ v_D) / norm for h_TD in streams)
+        found.append(torch.tensor(answer["projection"]))
+        assert not answer["problem"] and len(found[-1]) == 11
+        allowed = 2 * float((rounded_T - wanted_T).norm()) if kind in HYBRID else 1e-4
+        assert (found[-1] - wanted_T).norm() < allowed
+    assert (found[1] - found[0]).mean() > 1, "steering by 2.0 along the vector is seen"
 
 
 def relative(found, wanted):

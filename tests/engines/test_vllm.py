@@ -38,6 +38,11 @@ def ask(text="Hello there", steer="", tokens=12, **sampling):
     )
 
 
+def conditional(condition, phase="decode"):
+    term = {"name": "north", "dose": 3.0, "phase": phase}
+    return json.dumps({"terms": [term], "condition": {"name": "east", **condition}})
+
+
 def texts(replies):
     return [reply.text for reply in replies]
 
@@ -165,6 +170,35 @@ def test_what_capture_cannot_do_is_refused(engine):
     assert missing.status_code == 404 and "unknown" in missing.text
 
 
+def test_every_token_of_a_reply_is_projected(engine):
+    request = dataclasses.replace(ask(tokens=8), project="north")
+    steered = dataclasses.replace(request, steer="north=3.0/decode")
+    plain, along = engine.generate([request, steered])
+    *_, streamed = engine.stream(steered)
+    assert streamed.projections == along.projections
+    for reply in (plain, along):
+        found = reply.projections
+        assert len(found.tokens) == reply.tokens == len(found.values) + 1
+    mean = [sum(r.projections.values) / len(r.projections.values) for r in (plain, along)]
+    assert mean[1] - mean[0] > 1.5, "the vector itself is added there"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"project": "nobody"}, "nobody"),
+        ({"project": "north:9"}, "block 9"),
+        ({"project": "north:x"}, "name a vector"),
+        ({"project": "north", "capture": "3"}, "send two requests"),
+        ({"project": "north", "steer": conditional({"above": 0})}, "send two requests"),
+    ],
+)
+def test_a_bad_projection_is_refused_in_a_sentence(engine, asked, words):
+    extra = {"capture_id": "p1", **asked}
+    reply = post(engine, {"prompt": [10, 20], "vllm_xargs": extra})
+    assert reply.status_code == 400 and words in reply.text, reply.text
+
+
 def post(engine, body):
     return engine._http.post("/v1/completions", json={"model": engine.model, **body})
 
@@ -204,11 +238,6 @@ def test_the_json_form_steers_like_the_grammar(engine):
     said = engine.generate([ask(steer="north=2.0:1/prompt")])[0]
     json_form = '{"terms": [{"name": "north", "dose": 2.0, "blocks": [1], "phase": "prompt"}]}'
     assert engine.generate([ask(steer=json_form)])[0].text == said.text
-
-
-def conditional(condition, phase="decode"):
-    term = {"name": "north", "dose": 3.0, "phase": phase}
-    return json.dumps({"terms": [term], "condition": {"name": "east", **condition}})
 
 
 def test_a_condition_lets_the_prompt_decide(engine):

@@ -164,7 +164,7 @@ def test_a_receipt_says_what_a_lora_loses() -> None:
 
 def test_trained_weights_are_swapped_or_used_as_a_lora() -> None:
     def weights(*values: Any) -> dict[str, Any]:
-        fields = [None, 0.2, "best", "all", "", *values, "", 0.7, 0, 16, True]
+        fields = [None, 0.2, "best", "all", "", *values, "", 0.7, 0, 16, False, True]
         return steer_fields.Settings(*fields).weights
 
     assert weights(" kind=1 ", "swap", 16) == {"tasks": "kind=1"}
@@ -349,17 +349,17 @@ def test_each_start_says_what_is_wrong(
 
 def test_steer_gives_the_message_back_with_the_sentence(still: Any) -> None:
     browser = type("Browser", (), {"session_hash": "x"})()
-    fields = ["nobody", 0.2, "best", "all", "", "", "swap", 16, "", 0.7, 0, 16, True]
+    fields = ["nobody", 0.2, "best", "all", "", "", "swap", 16, "", 0.7, 0, 16, False, True]
     *_, last = handler(still, "steer")(browser, "Hello", [], [], *fields)
     assert "nobody" in last[0]["value"] and 'role="alert"' in last[0]["value"]
-    fields = [None, 0.2, "best", "all", "", "", "swap", 16, "", 0.7, 0, 16, True]
+    fields = [None, 0.2, "best", "all", "", "", "swap", 16, "", 0.7, 0, 16, False, True]
     *_, last = handler(still, "steer")(browser, "  ", [], [], *fields)
     assert "empty" in last[0]["value"]
 
 
 def test_fields_that_were_never_drawn_have_no_value(still: Any) -> None:
     browser = type("Browser", (), {"session_hash": "x"})()
-    fields = [None, 0.2, None, "all", None, None, None, None, None, 0.7, 0, 16, True]
+    fields = [None, 0.2, None, "all", None, None, None, None, None, 0.7, 0, 16, False, True]
     *_, last = handler(still, "steer")(browser, None, None, None, *fields)
     assert "empty" in last[0]["value"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -47,6 +48,9 @@ def generate(
     error: Annotated[
         float | None, typer.Option(help="Of --as lora, the most that it may lose, such as 0.1.")
     ] = None,
+    project: Annotated[
+        str, typer.Option(help="A vector: show how far each token of the answer lies along it.")
+    ] = "",
     system: Annotated[str, typer.Option(help="The system prompt.")] = "",
     temperature: Annotated[float, typer.Option(help="0 is greedy; at most 2.")] = 0.7,
     seed: Annotated[int | None, typer.Option(help="Sample the same way again.")] = None,
@@ -74,7 +78,7 @@ def generate(
     if session.local or steer or with_ or curl or python:
         session.model()
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    sampling |= {"as_": as_, "rank": rank, "error": error}
+    sampling |= {"as_": as_, "rank": rank, "error": error, "project": project}
     requests = [
         wb.request(text, steer=steer, tasks=with_, system=system, **sampling)  # type: ignore[arg-type]
         for text in prompts
@@ -98,6 +102,7 @@ def generate(
             sys.stdout.write(reply.text + "\n")
             sys.stdout.flush()
             session.note(_proof(reply))
+            _coloured(session, reply)
     if wb.owns_engine:
         session.note(
             "'workbench serve' in another terminal keeps an engine warm for the next answer."
@@ -127,7 +132,20 @@ def _streamed(session: Session, request: Request) -> Reply:
         sys.stdout.write("\n")
         sys.stdout.flush()
     session.note(_proof(whole))
+    _coloured(session, whole)
     return whole
+
+
+def _coloured(session: Session, reply: Reply) -> None:
+    """The tokens once more, each with how far it lies along the vector."""
+    found = reply.projections
+    if found is None:
+        return
+    pairs = zip_longest(found.tokens, found.values)
+    told = [
+        f"{token!r} {value:+.2f}" if value is not None else f"{token!r} -" for token, value in pairs
+    ]
+    session.note(f"along {found.vector}: " + "  ".join(told))
 
 
 def _proof(reply: Reply) -> str:

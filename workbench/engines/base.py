@@ -17,6 +17,7 @@ __all__ = [
     "LoraReceipt",
     "Message",
     "Pair",
+    "Projections",
     "Receipt",
     "Reply",
     "Request",
@@ -61,13 +62,14 @@ class Request:
     """One chat to answer: which messages, steered by what (text of the grammar), on which weights.
 
     `weights` is "base", the digest of a recipe whose weights are swapped in, or `lora:` and the digest
-    of a LoRA.
+    of a LoRA. `project` names a vector, and a block after a colon, on which each token is projected.
     """
 
     messages: tuple[Message, ...]
     steer: str = ""
     weights: str = BASE_WEIGHTS
     sampling: Sampling = field(default_factory=Sampling)
+    project: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,19 @@ class LoraReceipt:
 
 
 @dataclass(frozen=True)
+class Projections:
+    """How far each token of a reply lies along a vector, in units of the mean norm, as doses are.
+
+    The model has read every token but the last, so that there is a value less than tokens where the
+    reply was cut off.
+    """
+
+    vector: str
+    tokens: tuple[str, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Reply:
     """What an engine answered."""
 
@@ -114,6 +129,7 @@ class Reply:
     receipt: Receipt | None
     seconds: float
     lora: LoraReceipt | None = None
+    projections: Projections | None = None
 
 
 class Engine(Protocol):

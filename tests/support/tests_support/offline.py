@@ -14,6 +14,8 @@ from typing import Any
 
 __all__ = ["environment"]
 
+READ = {"capture", "project"}
+
 
 def environment(library: Path, base: str, cache: Path, **more: str) -> dict[str, str]:
     """What the plugin and vLLM read."""
@@ -78,8 +80,8 @@ def step(llm: Any, requests: list[Any]) -> list[dict[str, Any]]:
         if "salt" in request:
             prompts[-1]["cache_salt"] = request["salt"]
         extra = {"steer": request["steer"]} if request.get("steer") else {}
-        if request.get("capture"):
-            extra |= {"capture": request["capture"], "capture_id": f"c{number}"}
+        for key in READ & set(request):
+            extra |= {key: request[key], "capture_id": f"c{number}"}
         params.append(
             SamplingParams(
                 n=request.get("n", 1),
@@ -97,7 +99,7 @@ def step(llm: Any, requests: list[Any]) -> list[dict[str, Any]]:
     answers = llm.generate(prompts, params[0] if shared else params, use_tqdm=False)
     found = [told(request, out) for request, out in zip(requests, answers, strict=True)]
     for number, request in enumerate(requests):
-        if request.get("capture"):
+        if READ & set(request):
             found[number] |= captured(llm, f"c{number}")
     return found
 

@@ -33,6 +33,7 @@ class Settings:
     temperature: float
     seed: float | None
     max_tokens: float
+    colour: bool
     both: bool
 
     @property
@@ -42,6 +43,11 @@ class Settings:
             return {}
         lora = {"as_": "lora", "rank": None if self.rank is None else int(self.rank)}
         return {"tasks": typed(self.tasks), **(lora if self.as_ == "lora" else {})}
+
+    @property
+    def project(self) -> str:
+        """The vector on which tokens are projected; nothing where they are not coloured."""
+        return self.vector or "" if self.colour else ""
 
     @property
     def steer(self) -> str:
@@ -88,11 +94,17 @@ def lay_fields() -> list[Any]:
         buttons=[],
     )
     both = gr.Checkbox(value=True, label="Also reply without steering", elem_id="steer-both")
+    colour = gr.Checkbox(
+        value=False,
+        label="Colour tokens by the vector",
+        info=help_for("colour"),
+        elem_id="steer-colour",
+    )
     with gr.Accordion("Where and when", open=False, elem_id="steer-where"):
         where = _where_and_when()
     with gr.Accordion("Writing", open=False, elem_id="steer-writing"):
         writing = _writing()
-    return [vector, dose, *where, *writing, both]
+    return [vector, dose, *where, *writing, colour, both]
 
 
 def _where_and_when() -> list[Any]:

@@ -88,6 +88,7 @@ class Replies:
             max_tokens=int(settings.max_tokens),
             temperature=float(settings.temperature),
             seed=None if settings.seed is None else int(settings.seed),
+            project=settings.project,
         )
 
 

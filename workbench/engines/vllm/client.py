@@ -19,6 +19,7 @@ from workbench.engines.base import (
     Cancel,
     LoraReceipt,
     Pair,
+    Projections,
     Receipt,
     Reply,
     Request,
@@ -26,8 +27,8 @@ from workbench.engines.base import (
     never,
 )
 from workbench.engines.vllm import lora
-from workbench.engines.vllm.capture.found import Captured, Span, read_captures
-from workbench.engines.vllm.capture.spec import CAPTURE, CAPTURE_ID
+from workbench.engines.vllm.capture.found import Captured, Span, read_captures, read_projections
+from workbench.engines.vllm.capture.spec import CAPTURE, CAPTURE_ID, PROJECT
 from workbench.engines.vllm.gate import HEADER
 from workbench.engines.vllm.paths import CAPTURES, HELLO, RECEIPTS
 from workbench.engines.vllm.spec import STEER, STEER_ID, parse_request
@@ -55,8 +56,14 @@ def request_body(
         body["seed"] = sampling.seed
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
+    extra: dict[str, str] = {}
     if request.steer:
-        body["vllm_xargs"] = {STEER: request.steer, **({STEER_ID: receipt} if receipt else {})}
+        extra |= {STEER: request.steer, **({STEER_ID: receipt} if receipt else {})}
+    if request.project and receipt:
+        extra |= {PROJECT: request.project, CAPTURE_ID: receipt}
+        body["logprobs"] = True
+    if extra:
+        body["vllm_xargs"] = extra
     return body
 
 
@@ -116,6 +123,7 @@ class VllmEngine:
         body = request_body(request, self.model, stream=True, receipt=receipt)
         pieces: list[str] = []
         tokens, finish, ended = 0, "", False
+        written: list[str] = []
         try:
             with self._http.stream(
                 "POST", "/v1/chat/completions", json=body, headers=_weights(request.weights)
@@ -138,6 +146,7 @@ class VllmEngine:
                     tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
                     for choice in chunk.get("choices", []):
                         finish = choice.get("finish_reason") or finish
+                        written += _tokens(choice)
                         if piece := choice["delta"].get("content"):
                             pieces.append(piece)
                             yield piece
@@ -150,7 +159,8 @@ class VllmEngine:
             raise _lost(None, "".join(pieces))
         proof = self._prove(request.steer, receipt, cancelled=finish == "cancelled")
         text, seconds = "".join(pieces), time.monotonic() - started
-        yield Reply(text, tokens, finish, weights, proof, seconds, given)
+        projected = self._projections(request.project, receipt, written)
+        yield Reply(text, tokens, finish, weights, proof, seconds, given, projected)
 
     def generate(self, requests: Sequence[Request], cancel: Cancel = never) -> list[Reply]:
         """Answer many chats together; order is kept."""
@@ -169,7 +179,8 @@ class VllmEngine:
             text = choice["message"]["content"] or ""
             used = answer["usage"]["completion_tokens"]
             finish = choice["finish_reason"] or ""
-            return Reply(text, used, finish, weights, proof, seconds, given)
+            projected = self._projections(request.project, receipt, _tokens(choice))
+            return Reply(text, used, finish, weights, proof, seconds, given, projected)
 
         with ThreadPoolExecutor(PARALLEL) as pool:
             return list(pool.map(one, requests))
@@ -254,13 +265,23 @@ class VllmEngine:
 
         with ThreadPoolExecutor(PARALLEL) as pool:
             list(pool.map(run, names, spans))
+        return read_captures(self._captured(names), names)
+
+    def _captured(self, names: Sequence[str]) -> bytes:
         try:
             reply = self._http.get(f"{CAPTURES}/{','.join(names)}")
         except httpx.HTTPError as error:
             raise _lost(error, "") from error
         if reply.status_code != 200:
             raise _refusal(reply)
-        return read_captures(reply.content, names)
+        return reply.content
+
+    def _projections(self, vector: str, name: str, tokens: Sequence[str]) -> Projections | None:
+        if not vector:
+            return None
+        values = read_projections(self._captured([name]), name)
+        # A step that was on its way when the reply ended reads a token that nobody sees.
+        return Projections(vector, tuple(tokens), tuple(values[: len(tokens)]))
 
     # -- underneath -----------------------------------------------------------------------------
 
@@ -308,6 +329,10 @@ class VllmEngine:
                 "ask for at least 2 tokens."
             )
         return proof
+
+
+def _tokens(choice: Mapping[str, Any]) -> list[str]:
+    return [found["token"] for found in (choice.get("logprobs") or {}).get("content") or []]
 
 
 def _weights(weights: str) -> dict[str, str]:

@@ -15,16 +15,13 @@ from typing import Any
 from vectors.errors import GrammarError, WorkbenchError
 from vectors.store import Library
 from workbench.engines.vllm.capture.frontend import check_engine
-from workbench.engines.vllm.capture.spec import CAPTURE
+from workbench.engines.vllm.capture.spec import CAPTURE, PROJECT
 from workbench.engines.vllm.lora import check_folder
 from workbench.engines.vllm.resolver import Resolver
-from workbench.engines.vllm.settings import Settings
+from workbench.engines.vllm.settings import BASE, LIBRARY, Settings
 from workbench.engines.vllm.spec import STEER, Resolved, receipt_id
 
 __all__ = ["LIBRARY", "install"]
-
-LIBRARY = "WORKBENCH_LIBRARY"
-BASE = "WORKBENCH_BASE"
 
 
 def install() -> None:
@@ -104,7 +101,7 @@ def _refuse_beam_search() -> None:
 
         @functools.wraps(original)
         def refuse(self: Any, *args: Any, original: Any = original, **kw: Any) -> Any:
-            if {STEER, CAPTURE} & set(self.vllm_xargs or {}):
+            if {STEER, CAPTURE, PROJECT} & set(self.vllm_xargs or {}):
                 raise VLLMValidationError(
                     "Steering and capture do not work with beam search; leave 'use_beam_search' out.",
                     parameter=STEER,

@@ -68,15 +68,16 @@ class RowBank:
             self._count(row, 1)
         return row
 
-    def direction(self, digest: str, block: int) -> Tensor:
-        """A vector's unit direction at a block, `[D]` float32, on the table's device.
+    def direction(self, digest: str, block: int) -> tuple[Tensor, float]:
+        """A vector's unit direction at a block, `[D]` float32 on the table's device, and the mean norm.
 
         Raises:
             NameNotFound, StoreCorrupt, BlockNotFound, ShapeMismatch: a vector that cannot be used.
         """
         vector = self._load(digest)
         self._check(digest, vector, block)
-        return vector.directions[block].to(self._table.add_LRD.device, dtype=torch.float32)
+        v_D = vector.directions[block].to(self._table.add_LRD.device, dtype=torch.float32)
+        return v_D, vector.mean_norms[block]
 
     def release(self, row: int) -> None:
         """One user less."""

@@ -10,8 +10,10 @@ from pathlib import Path
 from vectors.errors import InputError
 
 __all__ = [
+    "BASE",
     "CAPTURE",
     "HELD",
+    "LIBRARY",
     "LORAS",
     "LORA_RANK",
     "LORA_SLOTS",
@@ -24,6 +26,8 @@ __all__ = [
     "has_cuda",
 ]
 
+LIBRARY = "WORKBENCH_LIBRARY"
+BASE = "WORKBENCH_BASE"
 ROWS = "WORKBENCH_ROWS"
 OPERATORS = "WORKBENCH_OPERATORS"
 CAPTURE = "WORKBENCH_CAPTURE"

@@ -41,6 +41,7 @@ __all__ = [
     "Parsed",
     "Resolved",
     "Row",
+    "check_vector",
     "known",
     "parse_request",
     "parse_steering",
@@ -298,7 +299,7 @@ def resolve(asked: Parsed, find: Callable[[str], Known], base: str) -> Resolved:
     for term in asked.terms:
         ref, vector = _find(term, find, base)
         for block in term.blocks(vector.best_block):
-            _check_block(ref, vector, block)
+            check_vector(ref, vector, base, block)
             # A dose of 0 adds nothing; leaving it out keeps the reply bit for bit the base's.
             if term.acts:
                 found.append(Injection(vector.digest, block, term.dose, term.phase, term.operator))
@@ -322,16 +323,22 @@ def _find(
 ) -> tuple[str, Known]:
     ref = named.name if named.revision is None else f"{named.name}@{named.revision}"
     vector = find(ref)
+    check_vector(ref, vector, base)
+    return ref, vector
+
+
+def check_vector(ref: str, vector: Known, base: str, block: int | None = None) -> None:
+    """Refuse a vector of another base, or a block that it has no direction for.
+
+    Raises:
+        ModelMismatch, BlockNotFound: see there.
+    """
     if vector.base != base:
         raise ModelMismatch(
             f"The vector '{ref}' belongs to base {vector.base[:12]}, and this engine serves "
             f"{base[:12]}; extract it again for this model."
         )
-    return ref, vector
-
-
-def _check_block(ref: str, vector: Known, block: int) -> None:
-    if block not in vector.blocks:
+    if block is not None and block not in vector.blocks:
         raise BlockNotFound(
             f"The vector '{ref}' has no direction at block {block}; "
             f"it has {min(vector.blocks)} to {max(vector.blocks)}."
@@ -344,7 +351,7 @@ def _condition(asked: Parsed, find: Callable[[str], Known], base: str) -> Condit
         return None
     ref, vector = _find(c, find, base)
     block = vector.best_block if c.block is None else c.block
-    _check_block(ref, vector, block)
+    check_vector(ref, vector, base, block)
     threshold = c.above if c.above is not None else c.below
     assert threshold is not None
     return Condition(vector.digest, block, threshold, c.above is not None)

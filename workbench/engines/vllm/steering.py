@@ -19,6 +19,8 @@ from torch import Tensor
 from vectors.errors import WorkbenchError
 from vectors.types import Phase
 from workbench.engines.vllm.capture.captures import Captures
+from workbench.engines.vllm.capture.spec import PROJECT, read_projected
+from workbench.engines.vllm.capture.trace import Trace
 from workbench.engines.vllm.conditions import Conditions, Decision
 from workbench.engines.vllm.edit import EditTable
 from workbench.engines.vllm.rows import RowBank
@@ -101,7 +103,7 @@ class Steering(TokenRows):
         self._given = slot is not None
         if slot is None:
             slot = self._free.pop()
-        if self.captures and (why := self.captures.add(request, extra, length, computed, slot)):
+        if why := self._capture(request, extra or {}, length, computed, slot):
             self.refused[request] = why
         self._slot_of[request] = slot
         steer = (extra or {}).get(STEER)
@@ -122,6 +124,20 @@ class Steering(TokenRows):
         while len(self._proofs) > RECEIPTS_KEPT:
             self._proofs.popitem(last=False)
 
+    def _capture(
+        self, request: str, extra: Mapping[str, Any], length: int, computed: int, slot: int
+    ) -> str:
+        if self.captures is None:
+            return ""
+        if PROJECT not in extra:
+            return self.captures.add(request, extra, length, computed, slot)
+        try:
+            digest, block = read_projected(extra[PROJECT])
+            trace = Trace(*self.bank.direction(digest, block))
+        except WorkbenchError as error:
+            return str(error)
+        return self.captures.trace(request, extra, trace, block=block, length=length, slot=slot)
+
     def _rows(self, request: str, slot: int, steer: str, length: int, computed: int) -> _Proof:
         taken: list[int] = []
         blocks: list[int] = []
@@ -133,7 +149,7 @@ class Steering(TokenRows):
                 blocks.append(row.blocks)
             decision = self._conditions.decision(request)
             if (condition := resolved.condition) is not None and decision is None:
-                direction_D = self.bank.direction(condition.vector, condition.block)
+                direction_D, _ = self.bank.direction(condition.vector, condition.block)
                 self._conditions.add(
                     request, condition, direction_D, length=length, computed=computed, slot=slot
                 )

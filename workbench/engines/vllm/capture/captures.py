@@ -26,6 +26,7 @@ from workbench.engines.vllm.capture.spec import (
     parse_capture,
 )
 from workbench.engines.vllm.capture.table import CaptureTable
+from workbench.engines.vllm.capture.trace import Trace
 from workbench.engines.vllm.tokens import START, Array, Expand, TokenRows
 
 __all__ = ["Captures"]
@@ -47,6 +48,7 @@ class _Capture:
     end: int = 0
     sums_LE: Tensor | None = None
     copied: Any = None
+    trace: Trace | None = None
 
     @property
     def count(self) -> int:
@@ -58,6 +60,8 @@ class _Capture:
     def problem(self) -> str:
         """Why the sums are not what was asked for, or nothing."""
         first, end = self._ends()
+        if self.trace is not None:
+            return self.trace.problem
         if self.wanted.decode:
             if self.count:
                 return ""
@@ -118,6 +122,41 @@ class Captures(TokenRows):
         self._tell_live()
         return ""
 
+    def trace(
+        self,
+        request: str,
+        extra: Mapping[str, Any],
+        trace: Trace,
+        *,
+        block: int,
+        length: int,
+        slot: int,
+    ) -> str:
+        """Note each generated position of a request at one block; return why not, or nothing."""
+        try:
+            name = capture_id(extra)
+            self._check_free(name, request)
+        except WorkbenchError as error:
+            return str(error)
+        self._drop(name)
+        self.table.clear(slot + 1)
+        self._slots_S4[slot] = (0, slot + 1, length, 0)
+        self._changed = True
+        wanted = Wanted(-1, -1, True, block, block)
+        self._running[request] = _Capture(request, name, wanted, length, 0, slot, trace=trace)
+        self._tell_live()
+        return ""
+
+    def _note(self) -> None:
+        """Before a step changes the sums: note those that are traced."""
+        for capture in self._running.values():
+            self._note_one(capture)
+
+    def _note_one(self, capture: _Capture) -> None:
+        if capture.trace is not None:
+            sum_D = self.table.sum_LRD[capture.wanted.low, capture.slot + 1]
+            capture.trace.note(sum_D, capture.length, capture.end)
+
     def watch(self, request: str, block: int, length: int, slot: int) -> None:
         """Sum the prompt of a request at one block, for `project`; nobody fetches it."""
         self.table.clear(slot + 1)
@@ -166,6 +205,7 @@ class Captures(TokenRows):
             self._keep(capture)
 
     def _keep(self, capture: _Capture) -> None:
+        self._note_one(capture)
         sums_LE = self._read(capture)
         capture.sums_LE, capture.copied = sums_LE, None
         if self._device.type == "cuda":
@@ -203,8 +243,21 @@ class Captures(TokenRows):
 
     # -- one step -------------------------------------------------------------------------------
 
+    def expand(
+        self,
+        positions_T: Tensor,
+        first_token_N1: Tensor,
+        slot_of_request_N: Tensor,
+        requests: int,
+        tokens: int,
+    ) -> None:
+        """Set the rows of a step whose batch lies on the device; `tokens` counts the padding."""
+        self._note()
+        super().expand(positions_T, first_token_N1, slot_of_request_N, requests, tokens)
+
     def place(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
         """Set the rows of a step whose batch is known to the host."""
+        self._note()
         super().place(slots_N, starts_N, counts_N)
         # The runner that calls this keeps a preempted request: what runs again was added before.
         for capture in self._running.values():
@@ -229,8 +282,10 @@ class Captures(TokenRows):
         """Return and forget what was captured under these ids, or say why one of them is missing.
 
         The bytes are a safetensors file: for each id `<id>.mean`, `[L, D]` float32, `<id>.norm`, the
-        mean norms `[L]`, and `<id>.count`, the number of positions.
+        mean norms `[L]`, and `<id>.count`, the number of positions; or of a trace `<id>.projection`, one
+        number for each generated position that was read.
         """
+        self._note()
         running = {c.id: c for c in self._running.values() if c.id}
         found: dict[str, _Capture] = {}
         for name in names:
@@ -253,6 +308,9 @@ class Captures(TokenRows):
                 # The reply has come and the worker has not yet heard that the request has ended.
                 sums_LE = self._read(capture).cpu()
                 self._release(capture)
+            if capture.trace is not None:
+                tensors[f"{name}.projection"] = capture.trace.values()
+                continue
             mean_LE = sums_LE / capture.count
             tensors[f"{name}.mean"] = mean_LE[:, :-1].contiguous()
             tensors[f"{name}.norm"] = mean_LE[:, -1].contiguous()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Captured", "Span", "read_captures"]
+__all__ = ["Captured", "Span", "read_captures", "read_projections"]
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,10 @@ def read_captures(data: bytes, names: Sequence[str]) -> list[Captured]:
         Captured(found[f"{name}.mean"], found[f"{name}.norm"], int(found[f"{name}.count"]))
         for name in names
     ]
+
+
+def read_projections(data: bytes, name: str) -> list[float]:
+    """The projection of each generated position that was read."""
+    from safetensors.torch import load  # noqa: PLC0415  # as above
+
+    return load(data)[f"{name}.projection"].tolist()

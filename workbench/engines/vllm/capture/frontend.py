@@ -7,11 +7,23 @@ is as good as any other's, so its salt stays what it was.
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vectors.errors import BackendUnavailable, GrammarError, WorkbenchError
-from workbench.engines.vllm.capture.spec import CAPTURE, Wanted, capture_id, parse_capture
-from workbench.engines.vllm.settings import Settings
+from vectors.store import Library
+from workbench.engines.vllm.capture.spec import (
+    CAPTURE,
+    PROJECT,
+    Wanted,
+    capture_id,
+    parse_capture,
+    parse_projected,
+)
+from workbench.engines.vllm.settings import BASE, LIBRARY, Settings
+from workbench.engines.vllm.spec import STEER, check_vector, known
 
 __all__ = ["check_engine", "install"]
 
@@ -25,12 +37,27 @@ def install() -> None:
     if getattr(original, "workbench_captures", False):
         return
     settings = Settings.of_environment()
+    library = Library(Path(os.environ[LIBRARY]))
 
     @functools.wraps(original)
     def process_inputs(
         self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kw: Any
     ) -> Any:
         extra = getattr(params, "extra_args", None) or {}
+        if PROJECT in extra:
+            try:
+                resolved = _projected(extra, settings, library)
+                if getattr(params, "n", 1) > 1 or kw.get("resumable"):
+                    raise GrammarError(f"'{PROJECT}' reads one reply to a whole prompt; send n=1.")
+                if self.vllm_config.speculative_config is not None:
+                    raise GrammarError(f"'{PROJECT}' does not work with speculative decoding.")
+            except WorkbenchError as error:
+                raise VLLMValidationError(str(error), parameter=PROJECT) from error
+            request = original(self, request_id, prompt, params, *args, **kw)
+            # vLLM has copied the parameters, which a caller may share among prompts.
+            params = request.sampling_params
+            params.extra_args = {**params.extra_args, PROJECT: resolved}
+            return request
         if CAPTURE not in extra:
             return original(self, request_id, prompt, params, *args, **kw)
         try:
@@ -52,6 +79,21 @@ def install() -> None:
 
     process_inputs.workbench_captures = True  # type: ignore[attr-defined]
     InputProcessor.process_inputs = process_inputs
+
+
+def _projected(extra: Mapping[str, Any], settings: Settings, library: Library) -> str:
+    """Check a request that wants projections; return its vector's digest and the block."""
+    ref, block = parse_projected(extra[PROJECT])
+    capture_id(extra)
+    check_engine(settings)
+    if CAPTURE in extra or '"condition"' in str(extra.get(STEER, "")):
+        raise GrammarError(
+            f"'{PROJECT}' goes neither with '{CAPTURE}' nor with a condition; send two requests."
+        )
+    vector = known(library, ref)
+    block = vector.best_block if block is None else block
+    check_vector(ref, vector, os.environ[BASE], block)
+    return f"{vector.digest}:{block}"
 
 
 def check_engine(settings: Settings) -> None:

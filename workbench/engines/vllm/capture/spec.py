@@ -9,6 +9,9 @@ fetched). The grammar is `positions[:blocks]`:
     decode         the generated positions that the model read
     last:3-5       the same, at blocks 3 to 5 alone
 
+`project` in place of `capture`, `name[@revision][:block]`, asks for the projection of each generated
+position on a vector's direction, at its best block where none is named, in units of the mean norm there.
+
 The front end replaces `last` by its number, so that a worker sees definite positions only.
 """
 
@@ -21,10 +24,20 @@ from typing import Any
 
 from vectors.errors import BlockNotFound, GrammarError
 
-__all__ = ["CAPTURE", "CAPTURE_ID", "Wanted", "capture_id", "parse_capture"]
+__all__ = [
+    "CAPTURE",
+    "CAPTURE_ID",
+    "PROJECT",
+    "Wanted",
+    "capture_id",
+    "parse_capture",
+    "parse_projected",
+    "read_projected",
+]
 
 CAPTURE = "capture"
 CAPTURE_ID = "capture_id"
+PROJECT = "project"
 FORM = re.compile(
     r"(?P<word>last|decode)|(?P<first>\d{1,9})(?:-(?P<last>\d{1,9}))?", flags=re.ASCII
 )
@@ -112,6 +125,35 @@ def _range(found: re.Match[str]) -> tuple[int, int]:
     if last < first:
         raise GrammarError(f"'{CAPTURE}' has the range {first}-{last}; write the lower end first.")
     return first, last
+
+
+def parse_projected(text: Any) -> tuple[str, int | None]:
+    """The vector that `project` names, and the block if it names one.
+
+    Raises:
+        GrammarError: something else.
+    """
+    if isinstance(text, str):
+        ref, colon, block = text.strip().partition(":")
+        if ref and not colon:
+            return ref, None
+        if ref and block.isascii() and block.isdigit() and len(block) < 6:
+            return ref, int(block)
+    raise GrammarError(
+        f"'{PROJECT}' is {str(text)[:60]!r}; name a vector, such as cheerful or cheerful:12."
+    )
+
+
+def read_projected(text: Any) -> tuple[str, int]:
+    """What the front end has made of it: digest and block.
+
+    Raises:
+        GrammarError: a text that our front end has not made.
+    """
+    digest, block = parse_projected(text)
+    if block is None:
+        raise GrammarError(f"The engine got a '{PROJECT}' that its front end has not resolved.")
+    return digest, block
 
 
 def capture_id(extra_args: Mapping[str, Any]) -> str:
