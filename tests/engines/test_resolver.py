@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vectors.errors import BlockNotFound, GrammarError, NameNotFound
+from vectors.errors import BlockNotFound, GrammarError, NameNotFound, StoreCorrupt
 from vectors.steering.controls import random_direction
 from vectors.store import Library
 from vectors.types import SteeringVector
@@ -85,6 +85,31 @@ def test_what_is_wrong_is_wrong_each_time_and_found_when_it_is_there(library):
                 resolve(text)
     library.save_vector("mild", vector(7))
     assert resolve("mild=1").injections
+
+
+@pytest.mark.parametrize("harm", ["missing", "truncated", "altered"])
+@pytest.mark.parametrize("what", ["manifests", "objects"])
+def test_a_file_that_is_harmed_is_seen_at_once_and_so_is_its_return(library, what, harm):
+    resolve = Resolver(library, BASE)
+    wanted = resolve("calm=1")
+    manifest = library.get("calm").manifest
+    paths = {
+        "manifests": library.manifests.path(library.get("calm").digest),
+        "objects": library.objects.path(manifest.objects()[0]),
+    }
+    path = paths[what]
+    path.chmod(0o644)
+    data = path.read_bytes()
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-7] if harm == "truncated" else data[:-7] + b"0000000")
+    for text in ("calm=1", "calm=1", "loud=1,calm=2"):
+        with pytest.raises((StoreCorrupt, NameNotFound)):
+            resolve(text)
+    assert resolve("loud=1").injections, "others go on"
+    path.write_bytes(data)
+    assert resolve("calm=1") == wanted
 
 
 def test_what_it_remembers_is_bounded(library):

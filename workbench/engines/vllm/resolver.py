@@ -1,7 +1,8 @@
 """Resolve each steering text once, for as long as the library stays as it is.
 
 A look-up reads and checks a vector's whole file, some milliseconds. What a text means depends on the
-library's names alone, because what they mean is immutable; so it is remembered until a name changes.
+library's names alone, because what they mean is immutable; so it is remembered until a name changes,
+or until a file that it was read from is no longer what it was.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Resolver:
         self._watch = library.watch()
         self._lock = Lock()
         self._mark = (-1, -1)
-        self._texts: dict[str, Resolved] = {}
+        self._texts: dict[str, tuple[Resolved, tuple[Known, ...]]] = {}
         self._known: dict[str, Known] = {}
 
     def __call__(self, text: str) -> Resolved:
@@ -43,15 +44,22 @@ class Resolver:
                 self._known.clear()
                 self._mark = mark
             found = self._texts.get(text) if isinstance(text, str) else None
-        if found is None:
-            found = resolve(parse_steering(text), lambda ref: self._find(ref, mark), self._base)
-            if len(text) <= LONGEST:
-                self._keep(self._texts, text, found, mark)
-        return found
+        if found is not None and all(vector.untouched() for vector in found[1]):
+            return found[0]
+        used: list[Known] = []
+
+        def find(ref: str) -> Known:
+            used.append(self._find(ref, mark))
+            return used[-1]
+
+        resolved = resolve(parse_steering(text), find, self._base)
+        if len(text) <= LONGEST:
+            self._keep(self._texts, text, (resolved, tuple(used)), mark)
+        return resolved
 
     def _find(self, ref: str, mark: tuple[int, int]) -> Known:
         found = self._known.get(ref)
-        if found is None:
+        if found is None or not found.untouched():
             found = known(self._library, ref)
             self._keep(self._known, ref, found, mark)
         return found

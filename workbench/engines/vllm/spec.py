@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -184,6 +185,19 @@ class Known:
     base: str
     best_block: int
     blocks: frozenset[int]
+    files: tuple[tuple[str, int, int], ...] = ()
+
+    def untouched(self) -> bool:
+        """Whether its files are still there, of the size and the time that they had when it was read."""
+        return all(_stamp(path) == (path, time, size) for path, time, size in self.files)
+
+
+def _stamp(path: str) -> tuple[str, int, int]:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return path, 0, -1
+    return path, state.st_mtime_ns, state.st_size
 
 
 def known(library: Library, ref: str) -> Known:
@@ -193,7 +207,13 @@ def known(library: Library, ref: str) -> Known:
         NameNotFound, StoreCorrupt: no such vector, or a damaged one.
     """
     entry, vector = library.load_vector(ref)
-    return Known(entry.digest, vector.base, vector.best_block, frozenset(vector.directions))
+    paths = (
+        library.manifests.path(entry.digest),
+        *map(library.objects.path, entry.manifest.objects()),
+    )
+    files = tuple(_stamp(str(path)) for path in paths)
+    blocks = frozenset(vector.directions)
+    return Known(entry.digest, vector.base, vector.best_block, blocks, files)
 
 
 class _JsonTerm(BaseModel):
