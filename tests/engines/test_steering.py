@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -190,6 +192,43 @@ def test_a_vector_that_cannot_be_used_is_told_by_the_receipt():
     receipt = steering.receipt("x")
     assert "has 3 blocks" in receipt["problem"] and receipt["least"] == 0
     assert steering.bank.used == 0
+
+
+def test_more_requests_than_slots_each_keep_their_own():
+    """A preempted request keeps its slot, so that more are begun than can run at once."""
+    _, steering = make("split", rows=80)
+    slots = len(steering._slots_S4)
+    names = [f"r{n}" for n in range(3 * slots)]
+    for n, name in enumerate(names):
+        doses = 0.25 + n / 64
+        steering.add(name, {STEER: steer(("a", 1, doses, "all", "add"))} if n % 2 else None, 4, 0)
+    assert len(set(steering.slots(names).tolist())) == len(names)
+    for n, name in enumerate(names):
+        row = int(steering._slots_S4[steering.slots([name])[0], 0])
+        added_D = steering.table.add_LRD[1, row]
+        wanted_D = VECTORS["a"].directions[1] * 2.0 * (0.25 + n / 64) * (n % 2)
+        assert torch.allclose(added_D, wanted_D, atol=1e-6)
+    for name in names:
+        steering.remove(name)
+    assert steering.bank.used == 0
+    assert sorted(steering._free) == list(range(len(steering._slots_S4)))
+
+
+def test_what_hinders_another_worker_hinders_this_one():
+    _, steering = make("split")
+    steering._agree = lambda problem: problem or "It is not in the other's library."
+    text = steer(("a", 1, 1.0, "all", "add"))
+    steering.add("r", {STEER: text, STEER_ID: "x"}, 4, 0)
+    assert steering.refused == {"r": "It is not in the other's library."}
+    assert steering.bank.used == 0
+    assert steering.receipt("x")["problem"]
+
+
+def test_drafts_that_the_host_cannot_follow_are_refused_at_start():
+    from workbench.engines.vllm.runner_v1 import _load_model
+
+    with pytest.raises(ModelNotSupported, match="--no-async-scheduling"):
+        _load_model(SimpleNamespace(use_async_spec_decode=True), lambda runner: None)
 
 
 def test_layers_that_return_something_else_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,29 @@ def attach_steering(model: Any, config: Any, device: torch.device) -> Steering:
         captures = Captures(sums, slots, expand)
     library = Library(Path(os.environ["WORKBENCH_LIBRARY"]))
     bank = RowBank(table, library.vector_by_digest)
-    return Steering(table, bank, slots, expand, captures)
+    agree = _agreement(config.parallel_config)
+    return Steering(table, bank, slots, expand, captures, agree)
+
+
+def _agreement(parallel: Any) -> Callable[[str], str]:
+    """How the workers that share a model tell each other that one of them cannot steer a request."""
+    if parallel.tensor_parallel_size == 1:
+        return str
+
+    def agree(problem: str) -> str:
+        # Each of them is given the same requests in the same order, so that all come by here.
+        from vllm.distributed import get_tp_group  # noqa: PLC0415
+
+        group = get_tp_group().cpu_group
+        hindered = torch.tensor([bool(problem)], dtype=torch.int32)
+        torch.distributed.all_reduce(hindered, group=group)
+        if not hindered.item():
+            return ""
+        found = [""] * parallel.tensor_parallel_size
+        torch.distributed.all_gather_object(found, problem, group=group)
+        return problem or max(found)
+
+    return agree
 
 
 def _expander(device: torch.device) -> Expand:

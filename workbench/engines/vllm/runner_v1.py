@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vectors.errors import ModelNotSupported
 from workbench.engines.vllm.attach import attach_steering
 from workbench.engines.vllm.refusal import wrap_sampling
 from workbench.engines.vllm.steering import Steering
@@ -46,6 +47,12 @@ def _wrap(cls: Any, name: str, around: Any) -> None:
 
 
 def _load_model(runner: Any, original: Any, *args: Any, **kw: Any) -> Any:
+    if getattr(runner, "use_async_spec_decode", False):
+        # There the host counts drafts as accepted that the device may still refuse.
+        raise ModelNotSupported(
+            "Steering does not work with speculative decoding that is scheduled ahead on vLLM's "
+            "model runner V1; add --no-async-scheduling."
+        )
     out = original(runner, *args, **kw)
     if getattr(runner, "workbench_steering", None) is None:
         steering = attach_steering(runner.model, runner.vllm_config, runner.device)

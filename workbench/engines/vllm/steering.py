@@ -9,7 +9,7 @@ Letters: S slots, one for each request that can run at once; N requests and T to
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,11 @@ class _Proof:
 
 
 class Steering(TokenRows):
-    """Slots, rows and receipts of one worker, and what it captures where it was started for that."""
+    """Slots, rows and receipts of one worker, and what it captures where it was started for that.
+
+    `agree` takes what hinders this worker, or "", and returns what hinders any that shares the model:
+    where one of them cannot steer a request, none may.
+    """
 
     def __init__(
         self,
@@ -74,11 +78,13 @@ class Steering(TokenRows):
         slots: int,
         expand: Expand,
         captures: Captures | None = None,
+        agree: Callable[[str], str] = str,
     ) -> None:
         super().__init__(table.row_of_token_T, slots, expand)
         self.table = table
         self.bank = bank
         self.captures = captures
+        self._agree = agree
         self._conditions = Conditions(captures)
         self._slot_of: dict[str, int] = {}
         self._free = list(range(slots))
@@ -102,7 +108,7 @@ class Steering(TokenRows):
         self.remove(request)
         self._given = slot is not None
         if slot is None:
-            slot = self._free.pop()
+            slot = self._free.pop() if self._free else self._grow()
         if why := self._capture(request, extra or {}, length, computed, slot):
             self.refused[request] = why
         self._slot_of[request] = slot
@@ -131,38 +137,58 @@ class Steering(TokenRows):
             return ""
         if PROJECT not in extra:
             return self.captures.add(request, extra, length, computed, slot)
+        why = ""
         try:
             digest, block = read_projected(extra[PROJECT])
             trace = Trace(*self.bank.direction(digest, block))
+            why = self.captures.trace(request, extra, trace, block=block, length=length, slot=slot)
         except WorkbenchError as error:
-            return str(error)
-        return self.captures.trace(request, extra, trace, block=block, length=length, slot=slot)
+            why = str(error)
+        if why := self._agree(why):
+            self.captures.remove(request)
+        return why
+
+    def _grow(self) -> int:
+        """Make room for as many again: a preempted request keeps its slot while others take its turn."""
+        slots = len(self._slots_S4)
+        self.grow()
+        if self.captures is not None:
+            self.captures.grow()
+        self._end_S = np.concatenate([self._end_S, np.zeros_like(self._end_S)])
+        self._free = list(range(slots + 1, 2 * slots))
+        return slots
 
     def _rows(self, request: str, slot: int, steer: str, length: int, computed: int) -> _Proof:
         taken: list[int] = []
         blocks: list[int] = []
+        start, problem, conditional = 0, "", False
+        decision = self._conditions.decision(request)
         try:
             resolved = Resolved.from_json(steer)
+            start = resolved.start
             for phase in (Phase.PROMPT, Phase.DECODE):
                 row = resolved.at(phase)
                 taken.append(self.bank.acquire(row))
                 blocks.append(row.blocks)
-            decision = self._conditions.decision(request)
+            conditional = resolved.condition is not None
             if (condition := resolved.condition) is not None and decision is None:
                 direction_D, _ = self.bank.direction(condition.vector, condition.block)
                 self._conditions.add(
                     request, condition, direction_D, length=length, computed=computed, slot=slot
                 )
         except WorkbenchError as error:
+            problem = str(error)
+        if problem := self._agree(problem):
             # The engine must live on; this request alone ends with an error (see `refusal`).
             for number in taken:
                 self.bank.release(number)
-            return _Proof(length, 0, (0, 0), (0, 0), computed, problem=str(error))
-        steered = resolved.condition is None or (decision is not None and decision.steered)
-        self._slots_S4[slot] = (taken[0], taken[1] if steered else 0, length, resolved.start)
+            self._conditions.remove(request)
+            return _Proof(length, 0, (0, 0), (0, 0), computed, problem=problem)
+        steered = not conditional or (decision is not None and decision.steered)
+        self._slots_S4[slot] = (taken[0], taken[1] if steered else 0, length, start)
         self._changed = True
         rows, counts = (taken[0], taken[1]), (blocks[0], blocks[1])
-        return _Proof(length, resolved.start, rows, counts, computed, decision=decision)
+        return _Proof(length, start, rows, counts, computed, decision=decision)
 
     def remove(self, request: str) -> None:
         """A request has ended or was preempted; unknown ones are none of ours."""

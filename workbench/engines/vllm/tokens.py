@@ -36,6 +36,10 @@ class TokenRows:
         self._written = 0
         self.probe: Tensor | None = None
 
+    def grow(self) -> None:
+        """Twice as many slots, for a runner whose batches are known to the host."""
+        self._slots_S4 = np.concatenate([self._slots_S4, np.zeros_like(self._slots_S4)])
+
     @property
     def _used(self) -> bool:
         """Whether any slot has a row."""

@@ -1,6 +1,6 @@
 """The worker's part of capturing: whose positions go into which row, and what was found, until fetched.
 
-A request has the row of its slot, so that there is a row for every request that runs. Each position is
+A request has a row while it runs; there are as many as requests can run at once. Each position is
 added once: what runs again after a preemption was added before, or the request begins anew with its
 sums at zero. When a request ends its sums go to the host, and the row is free.
 """
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vectors.errors import GrammarError, WorkbenchError
+from vectors.errors import BackendUnavailable, GrammarError, WorkbenchError
 from workbench.engines.vllm.capture.spec import (
     CAPTURE,
     CAPTURE_ID,
@@ -45,6 +45,7 @@ class _Capture:
     length: int
     computed: int
     slot: int
+    row: int
     end: int = 0
     sums_LE: Tensor | None = None
     copied: Any = None
@@ -82,6 +83,7 @@ class Captures(TokenRows):
     def __init__(self, table: CaptureTable, slots: int, expand: Expand) -> None:
         super().__init__(table.row_of_token_T, slots, expand)
         self.table = table
+        self._free_rows = list(range(1, table.sum_LRD.shape[1]))
         self._running: dict[str, _Capture] = {}
         self._kept: OrderedDict[str, _Capture] = OrderedDict()
         self._bytes = 0
@@ -108,19 +110,32 @@ class Captures(TokenRows):
             name = capture_id(extra)
             found = parse_capture(extra[CAPTURE]).within(length).check_blocks(self.table.blocks)
             self._check_free(name, request)
+            row = self._take_row()
         except WorkbenchError as error:
             self._refuse(str(extra.get(CAPTURE_ID))[:64], str(error))
             return str(error)
         self._drop(name)
-        self.table.clear(slot + 1)
         if found.decode:
-            self._slots_S4[slot] = (0, slot + 1, length, 0)
+            self._slots_S4[slot] = (0, row, length, 0)
         else:
-            self._slots_S4[slot] = (slot + 1, 0, found.last + 1, found.first)
-        self._changed = True
-        self._running[request] = _Capture(request, name, found, length, computed, slot)
-        self._tell_live()
+            self._slots_S4[slot] = (row, 0, found.last + 1, found.first)
+        self._begin(_Capture(request, name, found, length, computed, slot, row))
         return ""
+
+    def _take_row(self) -> int:
+        if not self._free_rows:
+            # Requests that were preempted keep theirs.
+            raise BackendUnavailable(
+                f"All {self.table.sum_LRD.shape[1] - 1} rows for captures are in use by other "
+                "requests; send the request again."
+            )
+        return self._free_rows.pop()
+
+    def _begin(self, capture: _Capture) -> None:
+        self.table.clear(capture.row)
+        self._changed = True
+        self._running[capture.request] = capture
+        self._tell_live()
 
     def trace(
         self,
@@ -136,15 +151,13 @@ class Captures(TokenRows):
         try:
             name = capture_id(extra)
             self._check_free(name, request)
+            row = self._take_row()
         except WorkbenchError as error:
             return str(error)
         self._drop(name)
-        self.table.clear(slot + 1)
-        self._slots_S4[slot] = (0, slot + 1, length, 0)
-        self._changed = True
+        self._slots_S4[slot] = (0, row, length, 0)
         wanted = Wanted(-1, -1, True, block, block)
-        self._running[request] = _Capture(request, name, wanted, length, 0, slot, trace=trace)
-        self._tell_live()
+        self._begin(_Capture(request, name, wanted, length, 0, slot, row, trace=trace))
         return ""
 
     def _note(self) -> None:
@@ -154,22 +167,24 @@ class Captures(TokenRows):
 
     def _note_one(self, capture: _Capture) -> None:
         if capture.trace is not None:
-            sum_D = self.table.sum_LRD[capture.wanted.low, capture.slot + 1]
+            sum_D = self.table.sum_LRD[capture.wanted.low, capture.row]
             capture.trace.note(sum_D, capture.length, capture.end)
 
     def watch(self, request: str, block: int, length: int, slot: int) -> None:
-        """Sum the prompt of a request at one block, for `project`; nobody fetches it."""
-        self.table.clear(slot + 1)
-        self._slots_S4[slot] = (slot + 1, 0, length, 0)
-        self._changed = True
+        """Sum the prompt of a request at one block, for `project`; nobody fetches it.
+
+        Raises:
+            BackendUnavailable: every row is in use.
+        """
+        row = self._take_row()
+        self._slots_S4[slot] = (row, 0, length, 0)
         wanted = Wanted(0, length - 1, low=block, high=block)
-        self._running[request] = _Capture(request, "", wanted, length, 0, slot)
-        self._tell_live()
+        self._begin(_Capture(request, "", wanted, length, 0, slot, row))
 
     def project(self, request: str, direction_D: Tensor) -> float:
         """The sum of what is watched along a unit direction, as a share of the sum of its norms."""
         capture = self._running[request]
-        block, row = capture.wanted.low, capture.slot + 1
+        block, row = capture.wanted.low, capture.row
         along = torch.dot(self.table.sum_LRD[block, row], direction_D)
         return float(along / self.table.norm_LR[block, row].clamp_min(1e-20))
 
@@ -198,9 +213,7 @@ class Captures(TokenRows):
         capture = self._running.pop(request, None)
         if capture is None:
             return
-        self._slots_S4[capture.slot] = 0
-        self._changed = True
-        self._tell_live()
+        self._end(capture)
         if capture.id:
             self._keep(capture)
 
@@ -222,7 +235,7 @@ class Captures(TokenRows):
     def _read(self, capture: _Capture) -> Tensor:
         """The sums `[L, D + 1]` of the wanted blocks, those of the norms last."""
         blocks = slice(capture.wanted.low, self._high(capture) + 1)
-        row = capture.slot + 1
+        row = capture.row
         norm_L1 = self.table.norm_LR[blocks, row, None]
         return torch.cat([self.table.sum_LRD[blocks, row], norm_L1], 1)
 
@@ -319,6 +332,11 @@ class Captures(TokenRows):
 
     def _release(self, capture: _Capture) -> None:
         self._running.pop(capture.request)
+        self._end(capture)
+
+    def _end(self, capture: _Capture) -> None:
         self._slots_S4[capture.slot] = 0
         self._changed = True
+        # Whoever has the row next clears it behind all that reads it now.
+        self._free_rows.append(capture.row)
         self._tell_live()
