@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 
 import httpx
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from vectors.errors import SteeringNotApplied
+from vectors.errors import SteeringNotApplied, WorkbenchError
 from vectors.steering.controls import random_direction
 from vectors.types import SteeringVector
 from workbench.engines.base import Request, Sampling
 from workbench.engines.transformers import TransformersEngine
+from workbench.engines.vllm.spec import resolve_request
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -125,6 +129,82 @@ def test_decoding_with_an_operator_says_what_transformers_says(engine, tiny_work
     found = engine.generate([steered])[0]
     assert found.text == wanted.text != engine.generate([request])[0].text
     assert found.receipt.decode == wanted.receipt.decode
+
+
+@pytest.mark.parametrize("harm", ["missing", "truncated", "altered"])
+def test_a_vector_that_is_harmed_while_the_engine_runs_is_a_400(engine, post, tiny_workbench, harm):
+    library = tiny_workbench.library
+    steered = {"vllm_xargs": {"steer": "west=2"}}
+    wanted, beside = texts(post(**steered)), texts(post(vllm_xargs={"steer": "south=2"}))
+    path = library.objects.path(library.get("west").manifest.objects()[0])
+    data = path.read_bytes()
+    path.chmod(0o644)
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-9] if harm == "truncated" else data[:-9] + b"\0" * 9)
+    try:
+        refused = post(**steered)
+        assert refused.status_code == 400, refused.text
+        assert "restore it from a copy of the library" in refused.text
+        assert texts(post(vllm_xargs={"steer": "south=2"})) == beside, "other requests go on"
+    finally:
+        path.write_bytes(data)
+    assert texts(post(**steered)) == wanted
+
+
+TERMS = st.text("south=west0123456789.:-/,!@decodeprmtnaiablute ", max_size=40)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["terms", "start", "name", "dose", "blocks", "phase", "operator", "x"]),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
+HALF_RIGHT = st.fixed_dictionaries(
+    {
+        "terms": st.lists(
+            st.fixed_dictionaries({"name": st.just("south"), "dose": JSON}), max_size=2
+        )
+    },
+    optional={"start": JSON},
+)
+# Halves of characters, which no HTTP body can hold, are left out.
+ANY = st.one_of(
+    TERMS,
+    st.text(st.characters(codec="utf-8"), max_size=30),
+    JSON.map(json.dumps),
+    HALF_RIGHT.map(json.dumps),
+)
+
+
+def is_right(text, library, base):
+    try:
+        resolve_request(text, library, base)
+    except WorkbenchError:
+        return False
+    return True
+
+
+@settings(max_examples=120, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(steer=st.one_of(ANY, st.integers(-9, 9), st.lists(ANY, max_size=2)))
+def test_whatever_is_sent_as_steering_is_refused_in_a_sentence(engine, post, tiny_workbench, steer):
+    library, base = tiny_workbench.library, tiny_workbench.model().base
+    right = isinstance(steer, str) and is_right(steer, library, base)
+    reply = post(max_tokens=1, vllm_xargs={"steer": steer})
+    assert reply.status_code == (200 if right else 400), (steer, reply.text)
+    if not right:
+        words = reply.json()["error"]["message"]
+        assert len(words) > 20 and "Traceback" not in words and "Error(" not in words, words
+
+
+def test_the_engine_is_the_same_afterwards(engine, post):
+    assert texts(post(vllm_xargs={"steer": "south=2"})) != texts(post())
 
 
 def test_what_a_worker_cannot_steer_is_an_error_for_every_client(engine, post):
