@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,7 +12,7 @@ import gradio as gr
 from ui.markup import alert
 from vectors.errors import InputError, WorkbenchError
 
-__all__ = ["QUIET", "STILL", "as_number", "as_numbers", "notice", "say", "told", "typed"]
+__all__ = ["QUIET", "STILL", "as_number", "as_numbers", "changed", "notice", "say", "told", "typed"]
 
 log = logging.getLogger("ui")
 
@@ -30,6 +30,17 @@ def notice(elem_id: str) -> gr.HTML:
 def say(markup: str = "") -> Any:
     """Fill a box for sentences, or hide it."""
     return gr.update(value=markup, visible=bool(markup))
+
+
+def changed(updates: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
+    """The updates of fields without the values that they have already.
+
+    An answer may come late, and must not take back what a person has chosen meanwhile.
+    """
+    return tuple(
+        {k: x for k, x in update.items() if k != "value" or x != value}
+        for update, value in zip(updates, values, strict=True)
+    )
 
 
 def told(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

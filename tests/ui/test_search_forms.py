@@ -11,6 +11,7 @@ pytest.importorskip("gradio", reason="the page's extra is not installed")
 
 import torch
 
+from ui.forms import changed
 from ui.session import Session
 from ui.tabs.library import bisect, search
 from vectors.errors import InputError, NameNotFound
@@ -61,6 +62,13 @@ def test_what_was_chosen_or_typed_stays_while_it_exists(session: Session) -> Non
     recipe, behaviours = search.offered(session, ["sad@2=-0.5", "gone"], ["brief=0.3"])
     assert recipe["value"] == ["sad@2=-0.5"] and recipe["value"][0] in recipe["choices"]
     assert behaviours["value"] == ["brief=0.3"]
+
+
+def test_a_late_answer_takes_no_choice_back(session: Session) -> None:
+    updates = search.offered(session, ["glad"], [])
+    kept, filled = changed(updates, (["glad"], []))
+    assert "value" not in kept and kept["choices"] == updates[0]["choices"]
+    assert filled["value"] == ["formal"], "what was empty is filled"
 
 
 def test_an_empty_form_asks_for_the_defaults(kept: Workbench) -> None:

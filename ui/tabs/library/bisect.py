@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 
 from ui.choices import TASKS
-from ui.forms import STILL, as_number, told, typed
+from ui.forms import STILL, as_number, changed, told, typed
 from ui.help import help_for
 from ui.markup import lead
 from ui.panel import RunPanel
-from ui.reload import remember
+from ui.reload import recall, remember
 from ui.session import Session
 from ui.tabs.library.found import lay_found, show_found
 from ui.tabs.library.shelf import Shelf
@@ -66,10 +66,20 @@ def bisect(session: Session, shelf: Shelf, tab: gr.Tab) -> None:
     def offer(*values: str | None) -> tuple[Any, ...]:
         return offered(session, *(typed(value) for value in values))
 
+    def follow(*values: str | None) -> tuple[Any, ...]:
+        return changed(offer(*values), values)
+
     chosen = [good, bad, behaviour]
     panel.wire(parameters, [*chosen, threshold, over], show_found, found)
     session.on_show(tab, offer, chosen, panel.notice, chosen)
-    shelf.table.change(told(3)(offer), chosen, [panel.notice, *chosen], preprocess=False, **STILL)
+    shelf.table.change(
+        told(3)(follow),
+        chosen,
+        [panel.notice, *chosen],
+        js=recall(chosen),
+        preprocess=False,
+        **STILL,
+    )
     remember(session.page, chosen, [threshold, over])
 
 

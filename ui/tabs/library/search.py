@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 
 from ui.choices import TASKS
-from ui.forms import QUIET, STILL, as_number, as_numbers, notice, say, told, typed
+from ui.forms import QUIET, STILL, as_number, as_numbers, changed, notice, say, told, typed
 from ui.help import help_for
 from ui.markup import lead, note
 from ui.panel import RunPanel
-from ui.reload import remember
+from ui.reload import recall, remember
 from ui.session import Session
 from ui.tabs.library.found import lay_found, show_found
 from ui.tabs.library.shelf import Shelf, filled
@@ -59,6 +59,9 @@ def search(session: Session, shelf: Shelf, tab: gr.Tab) -> None:
     def offer(recipe: list[str] | None, behaviours: list[str] | None) -> tuple[Any, ...]:
         return offered(session, recipe or [], behaviours or [])
 
+    def follow(*values: list[str] | None) -> tuple[Any, ...]:
+        return changed(offer(*values), values)
+
     def keep_it(run_id: str, called: str | None) -> tuple[Any, ...]:
         made = kept(session, run_id, typed(called))
         words = f"Kept '{made['name']}' revision {made['revision']}: {made['terms']}."
@@ -66,7 +69,14 @@ def search(session: Session, shelf: Shelf, tab: gr.Tab) -> None:
 
     panel.wire(parameters, [*chosen, *fields], show, [*found, best])
     session.on_show(tab, offer, chosen, panel.notice, chosen)
-    shelf.table.change(told(2)(offer), chosen, [panel.notice, *chosen], preprocess=False, **STILL)
+    shelf.table.change(
+        told(2)(follow),
+        chosen,
+        [panel.notice, *chosen],
+        js=recall(chosen),
+        preprocess=False,
+        **STILL,
+    )
     keep.click(told(3)(keep_it), [panel.run_id, name], [box, *shelf.parts], **QUIET)
     remember(session.page, chosen, [*fields, name])
 
