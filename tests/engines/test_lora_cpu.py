@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vectors.errors import InputError
-from workbench.engines.vllm.lora_cpu import add_lora, runs_of
+from workbench.engines.vllm.lora_cpu import add_lora, groups_of
 from workbench.engines.vllm.registration import Registration, write
 from workbench.engines.vllm.server import path_of
 from workbench.engines.vllm.settings import HELD, LORA_RANK, LORA_SLOTS, LoraSlots
@@ -29,7 +29,9 @@ def test_every_token_gets_its_own_lora_and_the_base_none(slots, scale):
     in_TI = torch.randn(len(slots), width, generator=generator)
     before_TO = torch.randn(len(slots), sum(widths), generator=generator)
     out_TO = before_TO.clone()
-    add_lora(out_TO, in_TI, downs, ups, widths, runs_of(slots), scale)
+    add_lora(
+        out_TO, in_TI, downs, ups, widths, groups_of(torch.tensor(slots, dtype=torch.long)), scale
+    )
     wanted_TO = before_TO.double()
     for token, slot in enumerate(slots):
         if slot >= 0:

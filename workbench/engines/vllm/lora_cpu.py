@@ -2,8 +2,8 @@
 
 Its own operators (`lora/ops/torch_ops`) look up the factors of every token by the number of its slot.
 A token of the base has -1, which in PyTorch is the last slot: in a batch with LoRAs the base answers
-with the last one's weights. They also copy both factors once a token. Here each run of tokens with one
-LoRA is one pair of matrix products, and tokens of the base are left alone.
+with the last one's weights. They also copy both factors once a token. Here the tokens of each LoRA are one
+pair of matrix products, and tokens of the base are left alone.
 
 Letters: T tokens, I inputs, O outputs, R rank, S slots.
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Runs", "add_lora", "install"]
+__all__ = ["Groups", "add_lora", "groups_of", "install"]
 
-Runs = list[tuple[int, int, int]]
-"""Tokens from, to, and their slot; those without a LoRA are in no run."""
+Groups = list[tuple[int, slice | Tensor]]
+"""Each slot that is used with its tokens, as a slice where they are neighbours."""
 
 
 def add_lora(
@@ -27,7 +27,7 @@ def add_lora(
     downs: tuple[Tensor, ...],
     ups: tuple[Tensor, ...],
     widths: tuple[int, ...],
-    runs: Runs,
+    groups: Groups,
     scale: float = 1.0,
 ) -> None:
     """Add `scale * up @ down @ x` in place, for each slice of a fused layer.
@@ -36,13 +36,15 @@ def add_lora(
         out_TO: the slices side by side, O the sum of `widths`.
         downs, ups: for each slice `[S, 1, R, I]` and `[S, 1, O, R]`.
     """
-    for first, end, slot in runs:
-        left = 0
+    for slot, tokens in groups:
+        left, picked_NI = 0, in_TI[tokens]
         for down_S1RI, up_S1OR, width in zip(downs, ups, widths, strict=True):
-            hidden_TR = in_TI[first:end] @ down_S1RI[slot, 0].T
-            out_TO[first:end, left : left + width].addmm_(
-                hidden_TR, up_S1OR[slot, 0].T, alpha=scale
-            )
+            hidden_NR = picked_NI @ down_S1RI[slot, 0].T
+            slice_TO = out_TO[:, left : left + width]
+            if isinstance(tokens, slice):
+                slice_TO[tokens].addmm_(hidden_NR, up_S1OR[slot, 0].T, alpha=scale)
+            else:
+                slice_TO.index_add_(0, tokens, hidden_NR @ up_S1OR[slot, 0].T, alpha=scale)
             left += width
 
 
@@ -58,8 +60,7 @@ def install() -> None:
     @functools.wraps(update)
     def update_metadata(self: Any, *args: Any, **kw: Any) -> None:
         update(self, *args, **kw)
-        slots = self.token_lora_indices.tolist()
-        self.workbench_runs = runs_of(slots)
+        self.workbench_groups = groups_of(self.token_lora_indices)
 
     def add_lora_linear(
         self: Any,
@@ -72,23 +73,23 @@ def install() -> None:
         **kw: Any,
     ) -> None:
         out_TO, in_TI = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        runs = self.workbench_runs
-        add_lora(out_TO, in_TI, lora_a_stacked, lora_b_stacked, output_slices, runs, scale)
+        groups = self.workbench_groups
+        add_lora(out_TO, in_TI, lora_a_stacked, lora_b_stacked, output_slices, groups, scale)
 
     wrapper.workbench = True
-    wrapper.workbench_runs = []
+    wrapper.workbench_groups = []
     wrapper.update_metadata = update_metadata
     wrapper.add_lora_linear = add_lora_linear
 
 
-def runs_of(slots: list[int]) -> Runs:
-    """Neighbouring tokens of one slot, as runs."""
-    runs: Runs = []
-    for token, slot in enumerate(slots):
+def groups_of(slot_of_token_T: Tensor) -> Groups:
+    """The tokens of each slot; those of the base, which have -1, are in no group."""
+    groups: Groups = []
+    for slot in slot_of_token_T.unique().tolist():
         if slot < 0:
             continue
-        if runs and runs[-1][1:] == (token, slot):
-            runs[-1] = (runs[-1][0], token + 1, slot)
-        else:
-            runs.append((token, token + 1, slot))
-    return runs
+        tokens_N = (slot_of_token_T == slot).nonzero()[:, 0]
+        first, last = int(tokens_N[0]), int(tokens_N[-1])
+        together = last - first + 1 == len(tokens_N)
+        groups.append((slot, slice(first, last + 1) if together else tokens_N))
+    return groups
