@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
 from vectors.errors import BackendUnavailable, EngineFailed
+from vectors.steering.controls import random_direction
+from vectors.types import SteeringVector
 from workbench.engines.base import Request, Sampling
 from workbench.engines.vllm.client import VllmEngine
 from workbench.engines.vllm.registration import Registration, find, read, write
@@ -22,6 +26,7 @@ from workbench.settings import Home
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
+LOST = r"went away|stopped|answered 5"
 OWNER = """
 import sys, time
 from workbench.service import Workbench
@@ -77,13 +82,26 @@ def test_shared_then_its_death_is_told_then_started_again(home, tiny_folder):
         second.close()
         assert first.engine_status().state == "ready", "whoever attached does not stop it"
 
-        stream = engine.stream(request)
-        next(stream)
-        victim = max(of_home(home), key=lambda p: p.memory_info().rss)
-        victim.kill()
-        with pytest.raises(EngineFailed, match=r"went away|stopped|answered 5"):
-            for _ in stream:
-                pass
+        model = first.model()
+        directions = {b: random_direction(model.width, b) for b in range(4)}
+        vector = SteeringVector(model.base, directions, dict.fromkeys(directions, 8.0), 2)
+        first.library.save_vector("north", vector)
+        # A batch of which every second one is steered, each with a dose of its own; all are open.
+        steers = [f"north={n / 10}" if n % 2 else "" for n in range(6)]
+        streams = [engine.stream(dataclasses.replace(request, steer=s)) for s in steers]
+        for stream in streams:
+            next(stream)
+        whole = dataclasses.replace(request, steer="north=1")
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(engine.generate, [whole])
+            victim = max(of_home(home), key=lambda p: p.memory_info().rss)
+            victim.kill()
+            with pytest.raises(EngineFailed, match=LOST):
+                waiting.result(60)
+        for stream in streams:
+            with pytest.raises(EngineFailed, match=LOST):
+                for _ in stream:
+                    pass
         wait_until(lambda: first.engine_status().state == "failed", 30, "its death was not told")
         assert (
             "vLLM ended" in first.engine_status().error or "stopped" in first.engine_status().error
