@@ -18,6 +18,7 @@ import pytest
 from tests_support.browser import (
     ENGINE,
     RUN,
+    begin,
     ended,
     expect,
     fill,
@@ -69,7 +70,7 @@ def test_extract(page: Any) -> None:
     go(page, "Extract")
     says(page, "extract-counts", "held out")
     if not KEPT:
-        page.click("#extract-run")
+        begin(page, "extract")
     ended(page, "extract")
     says(page, "extract-sentence", "'cheerful' revision")
     expect(page.locator("#extract-sentence .wb-good")).to_be_visible()
@@ -96,7 +97,7 @@ def test_verify(page: Any) -> None:
     if not KEPT:
         fill(page, "verify-doses", "-0.2, 0.2")
         fill(page, "verify-controls", "1")
-        page.click("#verify-run")
+        begin(page, "verify")
     ended(page, "verify")
     verdict = page.locator(f"#verify-verdict [data-passed={'true' if KEPT else 'false'}]")
     expect(verdict).to_contain_text("random directions of equal norm")
@@ -115,7 +116,7 @@ def test_train(page: Any) -> None:
         fill(page, "train-prompts", "8")
         fill(page, "train-tokens", "12")
         page.locator("#train-read-pairs input").uncheck()
-        page.click("#train-run")
+        begin(page, "train")
     ended(page, "train")
     says(page, "train-sentence", "'cheerful-baked' revision")
     expect(page.locator("#train-margins")).to_contain_text("margin")
@@ -132,10 +133,7 @@ def test_compare(page: Any) -> None:
     unfold(page, "compare-writing")
     if KEPT:
         fill(page, "compare-prompts", f"{QUESTION}\nMy train is late again.")
-        page.click("#compare-run")
-        # The bar shows the last comparison of this home until the new one begins.
-        bar = page.locator("#compare-progress .wb-progress")
-        expect(bar).to_have_attribute("data-state", "running")
+        begin(page, "compare")
         ended(page, "compare")
         expect(page.locator("#compare-rows")).to_contain_text(QUESTION)
     fill(page, "compare-live-prompt", QUESTION)
@@ -155,13 +153,13 @@ def test_library(page: Any) -> None:
 @pytest.mark.skipif(bool(KEPT), reason="a home that is kept stays as it is")
 def test_rename_delete_restore(page: Any) -> None:
     unfold(page, "library-acts")
-    fill(page, "library-new-name", "sunny-baked")
+    fill(page, "library-new-name", "glad-baked")
     page.click("#library-rename")
-    says(page, "library-notice", "is now called 'sunny-baked'")
-    expect(page.locator("#library-entry input")).to_have_value("sunny-baked")
+    says(page, "library-notice", "is now called 'glad-baked'")
+    expect(page.locator("#library-entry input")).to_have_value("glad-baked")
     page.click("#library-delete")
     page.click("#library-delete-yes")
-    says(page, "library-notice", "'sunny-baked' is deleted")
+    says(page, "library-notice", "'glad-baked' is deleted")
     page.click("#library-restore")
-    says(page, "library-notice", "'sunny-baked' is back")
-    assert value(page, "library-entry") == "sunny-baked"
+    says(page, "library-notice", "'glad-baked' is back")
+    assert value(page, "library-entry") == "glad-baked"

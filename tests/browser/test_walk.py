@@ -16,6 +16,7 @@ from tests_support.browser import (
     ENGINE,
     REPLY,
     RUN,
+    begin,
     ended,
     expect,
     fill,
@@ -82,7 +83,7 @@ def test_an_own_set_is_kept(page: Any) -> None:
 def test_extract(page: Any) -> None:
     go(page, "Extract")
     fill(page, "extract-name", "sunny")
-    page.click("#extract-run")
+    begin(page, "extract")
     ended(page, "extract")
     says(page, "extract-sentence", "'sunny' revision")
     expect(page.locator("#extract-chart .main-svg").first).to_be_visible()
@@ -304,7 +305,7 @@ def test_train(page: Any) -> None:
     unfold(page, "train-settings")
     for field, count in (("prompts", "8"), ("tokens", "6")):
         fill(page, f"train-{field}", count)
-    page.click("#train-run")
+    begin(page, "train")
     ended(page, "train")
     says(page, "train-sentence", "recover")
     expect(page.locator("#train-margins")).to_contain_text("margin")
@@ -318,7 +319,7 @@ def test_compare(page: Any) -> None:
     unfold(page, "compare-writing")
     number(page, "compare-tokens", 8)
     fill(page, "compare-prompts", "How was your day?\nWhat is for dinner?")
-    page.click("#compare-run")
+    begin(page, "compare")
     ended(page, "compare")
     expect(page.locator("#compare-rows")).to_contain_text("What is for dinner?")
     expect(page.locator("#compare-margins")).to_contain_text("weights")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "ENGINE", "REPLY", "RUN", "TABS", "ended", "expect", "fill", "go", "number", "says", "served", "unfold",
+    "ENGINE", "REPLY", "RUN", "TABS", "begin",
+    "ended", "expect", "fill", "go", "number", "says", "served", "unfold",
     "value",
 ]  # fmt: skip
 
@@ -93,6 +94,13 @@ def unfold(page: Any, elem_id: str) -> None:
 def value(page: Any, elem_id: str) -> str:
     """What a dropdown or field holds."""
     return page.locator(f"#{elem_id} input, #{elem_id} textarea").first.input_value()
+
+
+def begin(page: Any, kind: str) -> None:
+    """Click a tab's button and wait until its run is there, in place of the last one's bar."""
+    page.click(f"#{kind}-run")
+    bar = page.locator(f"#{kind}-progress .wb-progress")
+    expect(bar).to_have_attribute("data-state", re.compile("queued|running"))
 
 
 def ended(page: Any, kind: str, state: str = "done", timeout: float = RUN) -> None:
