@@ -34,7 +34,7 @@ from workbench.settings import Home
 
 PROMPT = "Write a long letter to a friend about the {} that you saw today."
 THINGS = ("river", "market", "storm", "garden", "museum", "train", "mountain", "play")
-DOSE = 0.1
+DOSE = 0.4
 """Of a random direction at each block; enough to change every reply, whatever it says."""
 
 
