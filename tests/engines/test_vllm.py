@@ -191,6 +191,11 @@ def test_every_token_of_a_reply_is_projected(engine):
         ({"project": "north:x"}, "name a vector"),
         ({"project": "north", "capture": "3"}, "send two requests"),
         ({"project": "north", "steer": conditional({"above": 0})}, "send two requests"),
+        (
+            # The same in JSON, with a letter of the key escaped.
+            {"project": "north", "steer": conditional({"above": 0}).replace('"co', '"\\u0063o')},
+            "send two requests",
+        ),
     ],
 )
 def test_a_bad_projection_is_refused_in_a_sentence(engine, asked, words):

@@ -323,7 +323,8 @@ class VllmEngine:
         if proof.problem:
             raise SteeringNotApplied(f"'{steer}' was not applied: {proof.problem}")
         asked = any(term.acts for term in parse_request(steer))
-        if asked and proof.least == 0 and not cancelled and not proof.declined:
+        declined = 0 < proof.declined == proof.requests
+        if asked and proof.least == 0 and not cancelled and not declined:
             raise SteeringNotApplied(
                 f"'{steer}' was asked for and touched no position of the reply; with phase decode, "
                 "ask for at least 2 tokens."

@@ -58,9 +58,9 @@ def install() -> None:
             _check_operators(resolved, settings)
             if resolved.condition is not None:
                 check_engine(settings)
-                if CAPTURE in extra:
+                if other := {CAPTURE, PROJECT} & set(extra):
                     raise GrammarError(
-                        f"A request with a condition cannot '{CAPTURE}' as well; send two requests."
+                        f"A request with a condition cannot '{min(other)}' as well; send two requests."
                     )
         except WorkbenchError as error:
             raise VLLMValidationError(str(error), parameter=STEER) from error

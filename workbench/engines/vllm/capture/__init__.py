@@ -1,1 +1,1 @@
-""""""
+"""Activations of single requests, read inside vLLM while they run."""

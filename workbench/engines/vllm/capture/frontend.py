@@ -23,7 +23,7 @@ from workbench.engines.vllm.capture.spec import (
     parse_projected,
 )
 from workbench.engines.vllm.settings import BASE, LIBRARY, Settings
-from workbench.engines.vllm.spec import STEER, check_vector, known
+from workbench.engines.vllm.spec import check_vector, known
 
 __all__ = ["check_engine", "install"]
 
@@ -86,10 +86,8 @@ def _projected(extra: Mapping[str, Any], settings: Settings, library: Library) -
     ref, block = parse_projected(extra[PROJECT])
     capture_id(extra)
     check_engine(settings)
-    if CAPTURE in extra or '"condition"' in str(extra.get(STEER, "")):
-        raise GrammarError(
-            f"'{PROJECT}' goes neither with '{CAPTURE}' nor with a condition; send two requests."
-        )
+    if CAPTURE in extra:
+        raise GrammarError(f"'{PROJECT}' does not go with '{CAPTURE}'; send two requests.")
     vector = known(library, ref)
     block = vector.best_block if block is None else block
     check_vector(ref, vector, os.environ[BASE], block)
