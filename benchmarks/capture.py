@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from _home import own_workbench
 from _results import RESULTS, publish
 from torch import Tensor
 
@@ -25,8 +25,6 @@ from workbench.engines.vllm.client import VllmEngine
 from workbench.engines.vllm.settings import CAPTURE
 from workbench.extract.readers import EngineReader, ModelReader, Reader
 from workbench.models.loading import load_model
-from workbench.service import Workbench
-from workbench.settings import Home
 
 ROUNDING = {"float32": 1e-3, "bfloat16": 5e-2}
 
@@ -41,18 +39,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to append to")
     asked = parser.parse_args()
     os.environ[CAPTURE] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        # The models stay where they are; the library and the engine are this benchmark's own.
-        (Path(folder) / "models").symlink_to(Home.default().models)
-        os.environ["WORKBENCH_HOME"] = folder
-        with Workbench(home=folder) as workbench:
-            engine = workbench.engine()
-            assert isinstance(engine, VllmEngine)
-            loaded = load_model(workbench.model())
-            there = EngineReader(engine, loaded.info, loaded.tokenizer)
-            samples = random_samples(loaded.model.config.vocab_size, asked.prompts, asked.tokens)
-            numbers = measured(ModelReader(loaded), there, samples, asked.rounds)
-            numbers |= {"dtype": engine.describe()["dtype"], "tokens": asked.tokens}
+    with own_workbench() as workbench:
+        engine = workbench.engine()
+        assert isinstance(engine, VllmEngine)
+        loaded = load_model(workbench.model())
+        there = EngineReader(engine, loaded.info, loaded.tokenizer)
+        samples = random_samples(loaded.model.config.vocab_size, asked.prompts, asked.tokens)
+        numbers = measured(ModelReader(loaded), there, samples, asked.rounds)
+        numbers |= {"dtype": engine.describe()["dtype"], "tokens": asked.tokens}
     publish("capture", numbers, as_json=asked.json, results=asked.results)
 
 

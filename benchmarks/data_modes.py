@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from _home import own_workbench
 from _results import RESULTS, publish
 
 from workbench.service import Workbench
-from workbench.settings import Home
 
 INSTRUCTIONS = (
     "Answer as the captain of an old sailing ship: speak of the sea, the wind and your crew, "
@@ -40,17 +39,11 @@ def main() -> None:
     asked = parser.parse_args()
     if wrong := set(asked.modes.split(",")) - set(MODES):
         parser.error(f"--modes knows {', '.join(MODES)}, not {', '.join(sorted(wrong))}")
-    with tempfile.TemporaryDirectory() as folder:
-        # The models stay where they are; the library and the runs are this benchmark's own.
-        home = Path(folder) / "home"
-        home.mkdir()
-        (home / "models").symlink_to(Home.default().models)
-        os.environ["WORKBENCH_HOME"] = str(home)
-        with Workbench(home=home) as workbench:
-            numbers = {
-                mode: measured(workbench, mode, Path(folder), asked.prompts)
-                for mode in asked.modes.split(",")
-            }
+    with tempfile.TemporaryDirectory() as folder, own_workbench() as workbench:
+        numbers = {
+            mode: measured(workbench, mode, Path(folder), asked.prompts)
+            for mode in asked.modes.split(",")
+        }
     publish("data-modes", numbers, as_json=asked.json, results=asked.results)
 
 

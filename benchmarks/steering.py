@@ -12,10 +12,8 @@ decode graph itself.
 from __future__ import annotations
 
 import argparse
-import os
 import secrets
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from _home import own_workbench
 from _results import RESULTS, publish
 
 from vectors.steering.controls import random_direction
@@ -30,7 +29,6 @@ from vectors.types import SteeringVector
 from workbench.engines.vllm.paths import RECEIPTS
 from workbench.engines.vllm.spec import STEER, STEER_ID
 from workbench.service import Workbench
-from workbench.settings import Home
 
 PROMPT = "Write a long letter to a friend about the {} that you saw today."
 THINGS = ("river", "market", "storm", "garden", "museum", "train", "mountain", "play")
@@ -47,14 +45,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of both; medians are told")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to append to")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        # The models stay where they are; the library and the engine are this benchmark's own.
-        (Path(folder) / "models").symlink_to(Home.default().models)
-        os.environ["WORKBENCH_HOME"] = folder
-        with Workbench(home=folder) as workbench:
-            make_vectors(workbench, asked.requests)
-            workbench.engine()
-            numbers = measured(Client(workbench, asked.tokens), asked.requests, asked.rounds)
+    with own_workbench() as workbench:
+        make_vectors(workbench, asked.requests)
+        workbench.engine()
+        numbers = measured(Client(workbench, asked.tokens), asked.requests, asked.rounds)
     publish("steering", numbers, as_json=asked.json, results=asked.results)
 
 

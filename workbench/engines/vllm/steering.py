@@ -238,7 +238,6 @@ class Steering(TokenRows):
         tokens: int,
     ) -> None:
         """Set the rows of a step whose batch lies on the device; `tokens` counts the padding."""
-        self._decide()
         batch = positions_T, first_token_N1, slot_of_request_N, requests, tokens
         super().expand(*batch)
         if self.captures is not None:
@@ -246,13 +245,12 @@ class Steering(TokenRows):
 
     def place(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
         """Set the rows of a step whose batch is known to the host."""
-        self._decide()
         super().place(slots_N, starts_N, counts_N)
         if self.captures is not None:
             self.captures.place(slots_N, starts_N, counts_N)
 
-    def _decide(self) -> None:
-        """Before a step: the requests whose prompts have run learn whether they are steered."""
+    def _before(self) -> None:
+        """Tell the requests whose prompts have run whether they are steered."""
         if not self._conditions.pending:
             return
         ends = {request: int(self._end_S[self._slot_of[request]]) for request in self._live}

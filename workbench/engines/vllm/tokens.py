@@ -50,6 +50,9 @@ class TokenRows:
         """Whether no slot has a row and the buffer says so too."""
         return not self._used and not self._written
 
+    def _before(self) -> None:
+        """Look at what the last step has done, before the next one's rows are set."""
+
     def expand(
         self,
         positions_T: Tensor,
@@ -59,6 +62,7 @@ class TokenRows:
         tokens: int,
     ) -> None:
         """Set the rows of a step whose batch lies on the device; `tokens` counts the padding."""
+        self._before()
         if not self._used and not self._written:
             return
         if self._changed:
@@ -90,6 +94,7 @@ class TokenRows:
 
     def place(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
         """Set the rows of a step whose batch is known to the host."""
+        self._before()
         if not self._used and not self._written:
             return
         tokens = int(counts_N.sum())

@@ -160,8 +160,8 @@ class Captures(TokenRows):
         self._begin(_Capture(request, name, wanted, length, 0, slot, row, trace=trace))
         return ""
 
-    def _note(self) -> None:
-        """Before a step changes the sums: note those that are traced."""
+    def _before(self) -> None:
+        """Note the sums that are traced."""
         for capture in self._running.values():
             self._note_one(capture)
 
@@ -256,21 +256,8 @@ class Captures(TokenRows):
 
     # -- one step -------------------------------------------------------------------------------
 
-    def expand(
-        self,
-        positions_T: Tensor,
-        first_token_N1: Tensor,
-        slot_of_request_N: Tensor,
-        requests: int,
-        tokens: int,
-    ) -> None:
-        """Set the rows of a step whose batch lies on the device; `tokens` counts the padding."""
-        self._note()
-        super().expand(positions_T, first_token_N1, slot_of_request_N, requests, tokens)
-
     def place(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
         """Set the rows of a step whose batch is known to the host."""
-        self._note()
         super().place(slots_N, starts_N, counts_N)
         # The runner that calls this keeps a preempted request: what runs again was added before.
         for capture in self._running.values():
@@ -298,7 +285,7 @@ class Captures(TokenRows):
         mean norms `[L]`, and `<id>.count`, the number of positions; or of a trace `<id>.projection`, one
         number for each generated position that was read.
         """
-        self._note()
+        self._before()
         running = {c.id: c for c in self._running.values() if c.id}
         found: dict[str, _Capture] = {}
         for name in names:
