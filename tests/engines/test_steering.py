@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -115,6 +116,62 @@ def test_when_the_last_steered_request_has_gone_nothing_is_steered():
     steering.remove("r")
     steering.place(steering.slots(["p"]), np.array([2]), np.array([1]))
     assert torch.equal(toy(h_TD), plain_TD) and steering.idle
+
+
+def test_steps_that_repeat_the_last_one_cost_nothing_and_are_never_wrong():
+    """Random steps of requests that come and go; each has the rows that a fresh look would give it."""
+    draw = random.Random(0)
+    _, steering = make(slots=4)
+    expand, looked = steering._expand, []
+    steering._expand = lambda *a: (looked.append(a), expand(*a))
+    slots: dict[str, int] = {}
+    position, length = {}, {}
+    steps = 0
+    for turn in range(600):
+        chance = draw.random()
+        free = [s for s in range(4) if s not in slots.values()]
+        if slots and chance < 0.04:  # one leaves, and half the time another takes its place at once
+            slot = slots[old := list(slots)[-1]]
+            steering.remove(old)
+            del slots[old]
+            free = [slot] if chance < 0.02 else []
+        elif chance > 0.98:
+            steering.rest()
+            assert not steering.table.row_of_token_T.any()
+        if free and (len(free) == 1 or chance > 0.94):
+            name, text = f"r{turn}", draw.choice(list(REQUESTS.values()))
+            slots[name], length[name], position[name] = free[0], draw.randrange(1, 4), 0
+            steering.add(name, {STEER: text} if text else {}, length[name], 0, free[0])
+        if not slots:
+            continue
+        running = list(slots) if draw.random() < 0.95 else draw.sample(list(slots), 1)
+        counts = [max(1, length[n] - position[n]) for n in running]
+        slots_N = np.array([slots[n] for n in running])
+        starts_N = np.array([position[n] for n in running])
+        positions = [
+            position[n] + i for n, c in zip(running, counts, strict=True) for i in range(c)
+        ]
+        first_N1 = torch.tensor([0, *np.cumsum(counts)])
+        decoding = (slots_N, starts_N) if sum(counts) == len(counts) else None
+        tokens = sum(counts) + (draw.random() < 0.05)
+        steps += 1
+        steering.expand(
+            torch.tensor(positions),
+            first_N1,
+            torch.from_numpy(slots_N),
+            len(counts),
+            tokens,
+            decoding,
+        )
+        true_T = torch.zeros_like(steering.table.row_of_token_T)
+        whose = np.repeat(slots_N, counts)
+        for t, (slot, p) in enumerate(zip(whose, positions, strict=True)):
+            prompt, decode, end, begin = steering._slots_S4[slot]
+            true_T[t] = 0 if p < begin else int(prompt if p < end else decode)
+        assert torch.equal(steering.table.row_of_token_T, true_T), turn
+        for name, count in zip(running, counts, strict=True):
+            position[name] += count
+    assert steps > 500 and len(looked) < steps / 2
 
 
 def test_rows_are_shared_reused_and_never_short_of_reason():

@@ -14,6 +14,7 @@ from torch import Tensor
 from workbench.engines.vllm.attach import attach_steering
 from workbench.engines.vllm.refusal import wrap_sampling
 from workbench.engines.vllm.steering import Steering
+from workbench.engines.vllm.tokens import Array
 
 __all__ = ["install", "paths"]
 
@@ -32,6 +33,8 @@ def install() -> None:
     def init_model_state(vllm_config: Any, model: Any, *args: Any, **kw: Any) -> Any:
         state: Any = original(vllm_config, model, *args, **kw)
         state.workbench_steering = attach_steering(model, vllm_config, state.device)
+        # With drafts the host only guesses how far a request has come.
+        state.workbench_drafts = vllm_config.speculative_config is not None
         # The choice among vLLM's states stays vLLM's, in every version.
         state.__class__ = _steered(type(state))
         return state
@@ -53,6 +56,7 @@ def _steered(cls: Any) -> type:
 
     class Steered(cls):
         workbench_steering: Steering
+        workbench_drafts: bool
 
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             """A request takes the slot `req_index`."""
@@ -83,6 +87,7 @@ def _steered(cls: Any) -> type:
                     input_batch.idx_mapping,
                     input_batch.num_reqs,
                     input_batch.num_tokens_after_padding,
+                    None if self.workbench_drafts else _decoding(input_batch),
                 )
                 steering.ran(
                     input_batch.idx_mapping_np,
@@ -97,6 +102,13 @@ def _steered(cls: Any) -> type:
 
     Steered.__name__ = Steered.__qualname__ = f"Steered{cls.__name__}"
     return Steered
+
+
+def _decoding(input_batch: Any) -> tuple[Array, Array] | None:
+    """Slots and positions of a step in which every request runs one."""
+    if input_batch.num_tokens != input_batch.num_reqs:
+        return None
+    return input_batch.idx_mapping_np, input_batch.num_computed_tokens_np
 
 
 def paths(runner: Any) -> dict[str, Any]:

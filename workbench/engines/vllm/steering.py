@@ -236,9 +236,10 @@ class Steering(TokenRows):
         slot_of_request_N: Tensor,
         requests: int,
         tokens: int,
+        decoding: tuple[Array, Array] | None = None,
     ) -> None:
-        """Set the rows of a step whose batch lies on the device; `tokens` counts the padding."""
-        batch = positions_T, first_token_N1, slot_of_request_N, requests, tokens
+        """Set the rows of a step whose batch lies on the device; see `TokenRows.expand`."""
+        batch = positions_T, first_token_N1, slot_of_request_N, requests, tokens, decoding
         super().expand(*batch)
         if self.captures is not None:
             self.captures.expand(*batch)

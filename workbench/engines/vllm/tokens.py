@@ -34,6 +34,7 @@ class TokenRows:
         self._device_slots_S4 = torch.zeros(slots, 4, dtype=torch.int32, device=self._device)
         self._changed = False
         self._written = 0
+        self._standing: tuple[Array, int] | None = None
         self.probe: Tensor | None = None
 
     def grow(self) -> None:
@@ -60,10 +61,17 @@ class TokenRows:
         slot_of_request_N: Tensor,
         requests: int,
         tokens: int,
+        decoding: tuple[Array, Array] | None = None,
     ) -> None:
-        """Set the rows of a step whose batch lies on the device; `tokens` counts the padding."""
+        """Set the rows of a step whose batch lies on the device; `tokens` counts the padding.
+
+        `decoding` has the slots and the positions, both `[N]`, where every request runs one: most steps
+        repeat the one before them with the same rows, and cost nothing.
+        """
         self._before()
         if not self._used and not self._written:
+            return
+        if self._stands(decoding, tokens):
             return
         if self._changed:
             self._upload()
@@ -76,6 +84,23 @@ class TokenRows:
             requests,
         )
         self._written = tokens if self._used else 0
+
+    def _stands(self, decoding: tuple[Array, Array] | None, tokens: int) -> bool:
+        """Whether the buffer holds this step's rows already; what it holds after it is noted."""
+        last, self._standing = self._standing, None
+        if decoding is None:
+            return False
+        slots_N, positions_N = decoding
+        stands = (
+            last is not None
+            and not self._changed
+            and last[1] == tokens
+            and np.array_equal(last[0], slots_N)
+        )
+        # Behind the prompt and the start a request keeps its row for as long as it keeps its slot.
+        if stands or bool((positions_N >= self._slots_S4[slots_N, LENGTH:].max(-1)).all()):
+            self._standing = slots_N, tokens
+        return stands
 
     def warm_up(self) -> None:
         """Compile what a step needs, before somebody waits for it."""
@@ -112,6 +137,7 @@ class TokenRows:
 
     def rest(self) -> None:
         """Set every row to 0, or to the self-test's: a batch that belongs to no request."""
+        self._standing = None
         if self.probe is not None:
             self._fill(self.probe)
             self._written = len(self.probe)
