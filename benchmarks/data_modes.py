@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,10 +41,11 @@ def main() -> None:
     if wrong := set(asked.modes.split(",")) - set(MODES):
         parser.error(f"--modes knows {', '.join(MODES)}, not {', '.join(sorted(wrong))}")
     with tempfile.TemporaryDirectory() as folder, own_workbench() as workbench:
-        numbers = {
-            mode: measured(workbench, mode, Path(folder), asked.prompts)
-            for mode in asked.modes.split(",")
-        }
+        numbers = {}
+        for mode in asked.modes.split(","):
+            numbers[mode] = measured(workbench, mode, Path(folder), asked.prompts)
+            # The next mode may fail after minutes; what is known by then is not lost.
+            print(json.dumps({mode: numbers[mode]}), file=sys.stderr, flush=True)
     publish("data-modes", numbers, as_json=asked.json, results=asked.results)
 
 
@@ -52,7 +54,7 @@ def measured(workbench: Workbench, mode: str, folder: Path, prompts: int) -> dic
     started = time.monotonic()
     found = workbench.learn(name=mode, prompts=prompts, **MODES[mode](workbench, folder))
     seconds = round(time.monotonic() - started)
-    kept = ("log_prob", "recovered", "margin", "kl", "decisions", "steps")
+    kept = ("log_prob", "recovered", "margin", "kl", "decisions", "steps", "tier", "times")
     return {"seconds": seconds, **{name: found[name] for name in kept if name in found}}
 
 

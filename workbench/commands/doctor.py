@@ -21,6 +21,7 @@ from rich.text import Text
 from vectors.errors import OutOfSpace
 from workbench.commands.shared import Session, command
 from workbench.commands.show import size
+from workbench.engines.vllm.gpu import has_cuda
 from workbench.models.bundled import BUNDLED, SPACE_NEEDED
 from workbench.settings import Home, package_version
 
@@ -108,7 +109,7 @@ def _disk(home: Home) -> Iterator[Check]:
 def _torch() -> Check:
     version = package_version("torch")
     build = "cpu" if version.endswith("+cpu") else "cuda"
-    device = ", a CUDA device" if Path("/proc/driver/nvidia/version").exists() else ""
+    device = ", a CUDA device" if has_cuda() else ""
     found = f"{version} ({build}{device})" if version else "missing"
     return Check("torch", found, bool(version), True, SETUP)
 

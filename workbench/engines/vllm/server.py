@@ -19,8 +19,9 @@ import psutil
 from filelock import FileLock
 
 from vectors.errors import BackendUnavailable, EngineFailed
+from workbench.engines.vllm.gpu import gpu_share, has_cuda
 from workbench.engines.vllm.registration import Registration, find, read, write
-from workbench.engines.vllm.settings import LORAS, LoraSlots, has_cuda
+from workbench.engines.vllm.settings import LORAS, LoraSlots
 from workbench.engines.vllm.watchdog import mark
 from workbench.models.catalog import Model
 from workbench.settings import Home
@@ -183,7 +184,9 @@ def _command(model: Model, port: int, loras: LoraSlots) -> list[str]:
     command += ["--worker-extension-cls", "workbench.engines.vllm.worker.WorkbenchWorker"]
     command += ["--middleware", "workbench.engines.vllm.gate.WeightGate"]
     command += loras.options()
-    if not has_cuda():
+    if has_cuda():
+        command += ["--gpu-memory-utilization", str(gpu_share(model.bytes))]
+    else:
         # Compiling takes a CPU minutes and gains it little.
         command += ["--enforce-eager", "--max-num-seqs", "64", "--dtype", _cpu_dtype(model)]
     return command

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from vectors.errors import InputError
+from workbench.engines.vllm.gpu import has_cuda
 
 __all__ = [
     "BASE",
@@ -23,7 +23,6 @@ __all__ = [
     "ROWS",
     "LoraSlots",
     "Settings",
-    "has_cuda",
 ]
 
 LIBRARY = "WORKBENCH_LIBRARY"
@@ -52,11 +51,6 @@ HELD = (
 LoRAs on the head, vLLM's CPU runner ends when a batch asks for log-probabilities of prompts."""
 PROJECTING = 32
 DEFAULT_ROWS = 512
-
-
-def has_cuda() -> bool:
-    """Whether this machine has an NVIDIA driver, asked without loading anything."""
-    return Path("/proc/driver/nvidia/version").exists()
 
 
 @dataclass(frozen=True)
