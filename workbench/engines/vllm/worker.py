@@ -9,7 +9,7 @@ from typing import Any
 import vllm
 
 from vectors.errors import BackendUnavailable
-from workbench.engines.vllm import lora, runner_v1, runner_v2
+from workbench.engines.vllm import lora, reload, runner_v1, runner_v2
 from workbench.engines.vllm.selftest import Report, SelfTest, silent_attention
 from workbench.engines.vllm.steering import Steering
 from workbench.models.blocks import decoder_blocks
@@ -73,7 +73,7 @@ def steering_of(runner: Any) -> Steering:
 
 
 def install() -> None:
-    """Run the self-test when a worker has warmed up; its failure ends the engine."""
+    """Run the self-test when a worker has warmed up; its failure ends the engine. Reload beside LoRAs."""
     from vllm.platforms import current_platform  # noqa: PLC0415
 
     if current_platform.is_cpu():
@@ -83,6 +83,7 @@ def install() -> None:
     original = Worker.compile_or_warm_up_model
     if not getattr(original, "workbench", False):
         Worker.compile_or_warm_up_model = _tested(original)
+    reload.install(Worker)
 
 
 def _tested(original: Any) -> Any:
