@@ -21,6 +21,7 @@ from workbench.engines.vllm.capture.spec import (
     capture_id,
     parse_capture,
 )
+from workbench.engines.vllm.capture.trace import OWN_BYTES
 from workbench.engines.vllm.selftest import SelfTest
 from workbench.engines.vllm.spec import STEER, Injection, Resolved
 
@@ -284,20 +285,97 @@ def test_a_reply_of_one_token_has_no_projection():
     assert load(b.take("one")[0])["one.projection"].shape == (0,)
 
 
-def test_a_traced_request_that_was_preempted_says_so():
-    kept, anew = Batches(), Batches(host=False)
-    for b in (kept, anew):
-        b.steering.add("r", project("one"), 2, 0)
-        for step in ((0, 2), (2, 1), (3, 1)):
-            b.step({"r": step})
-    kept.step({"r": (0, 4)})
-    kept.step({"r": (4, 1)})
-    wanted_T = projections(kept, "one", "r", [2, 3, 4])
-    torch.testing.assert_close(load(kept.take("one")[0])["one.projection"], wanted_T)
-    anew.steering.remove("r")
-    anew.steering.add("r", project("one"), 2, 0)
-    anew.step({"r": (0, 4)})
-    assert "preempted" in anew.take("one")[1]
+@pytest.mark.parametrize("host", [False, True])
+def test_a_traced_request_that_was_preempted_goes_on_behind_what_was_noted(host):
+    b = Batches(host=host)
+    slots = {} if host else {"slot": 1}
+    b.steering.add("r", project("one"), 2, 0, **slots)
+    for step in ((0, 2), (2, 1), (3, 1)):
+        b.step({"r": step})
+    if not host:
+        # This runner hears of it, and begins the request anew in another slot.
+        b.steering.remove("r")
+        b.steering.add("r", project("one"), 2, 0, slot=3)
+    b.step({"r": (0, 3)})
+    b.step({"r": (3, 2)})
+    b.step({"r": (5, 1)})
+    found, problem = b.steering.captures.projections({"one": 1}, ["one"])["one"]
+    wanted_T = projections(b, "one", "r", [2, 3, 4, 5])
+    assert not problem
+    torch.testing.assert_close(torch.tensor(found), wanted_T[1:])
+    b.steering.remove("r")
+    torch.testing.assert_close(load(b.take("one")[0])["one.projection"], wanted_T)
+
+
+def test_positions_that_ran_together_cannot_be_told_apart():
+    b = Batches(host=False)
+    b.steering.add("r", project("one"), 2, 0)
+    for step in ((0, 2), (2, 1)):
+        b.step({"r": step})
+    b.steering.remove("r")
+    b.steering.add("r", project("one"), 2, 0)
+    b.step({"r": (0, 5)})
+    b.step({"r": (5, 1)})
+    found, problem = b.steering.captures.projections({"one": 0}, [])["one"]
+    torch.testing.assert_close(torch.tensor(found), projections(b, "one", "r", [2]))
+    assert "preempted" in problem and "preempted" in b.take("one")[1]
+
+
+def test_projections_are_there_while_the_request_runs_and_are_not_taken():
+    b = Batches("split", eager=True)
+    b.steering.add("r", project("one"), 3, 0)
+    b.steering.add("s", project("two", 2), 2, 0)
+    b.step({"r": (0, 3), "s": (0, 2)})
+    read = b.steering.captures.projections
+    assert read({"one": 0, "two": 0, "nobody": 0}, ["nobody"]) == {"one": ([], ""), "two": ([], "")}
+    wanted = {"one": [], "two": []}
+    for n in range(4):
+        b.step({"s": (2 + n, 1), "r": (3 + n, 1)})
+        found = read({"one": n, "two": 0}, [])
+        for name, request, first, block in (("one", "r", 3, 1), ("two", "s", 2, 2)):
+            wanted[name] = projections(b, name, request, range(first, first + n + 1), block)
+        torch.testing.assert_close(torch.tensor(found["one"][0]), wanted["one"][n:])
+        torch.testing.assert_close(torch.tensor(found["two"][0]), wanted["two"])
+    b.steering.remove("r")
+    assert read({"one": 0}, ["one"])["one"][0] == read({"one": 0}, [])["one"][0]
+    data, problem = b.take("one", "two")
+    assert not problem
+    for name, wanted_T in wanted.items():
+        torch.testing.assert_close(load(data)[f"{name}.projection"], wanted_T)
+    assert read({"one": 0}, []) == {}
+
+
+def test_what_its_client_left_is_forgotten():
+    b = Batches()
+    for name in ("kept", "running", "fetched"):
+        b.steering.add(name, project(name), 2, 0)
+    b.step(dict.fromkeys(("kept", "running", "fetched"), (0, 2)))
+    b.step(dict.fromkeys(("kept", "running", "fetched"), (2, 1)))
+    b.steering.remove("kept")
+    b.steering.captures.forget(["kept", "running", "nobody"])
+    b.step({"running": (3, 1), "fetched": (3, 1)})
+    for name in ("running", "fetched"):
+        b.steering.remove(name)
+    captures = b.steering.captures
+    assert list(captures._kept) == ["fetched"] and captures._bytes > 0
+    assert "unknown" in b.take("running")[1]
+    torch.testing.assert_close(
+        load(b.take("fetched")[0])["fetched.projection"],
+        projections(b, "fetched", "fetched", [2, 3]),
+    )
+    assert captures._bytes == 0 and not captures._running and not captures._traces._at
+
+
+def test_projections_that_nobody_fetches_expire(monkeypatch):
+    monkeypatch.setattr(captures_module, "KEPT_BYTES", 3 * (OWN_BYTES + 4 * 2))
+    b = Batches()
+    for name in "abcdefg":
+        b.steering.add(name, project(name), 1, 0)
+        for position in range(3):
+            b.step({name: (position, 1)})
+        b.steering.remove(name)
+    assert [bool(b.take(name)[1]) for name in "abcdefg"] == [True] * 4 + [False] * 3
+    assert b.steering.captures._bytes == 0
 
 
 # -- the self-test ------------------------------------------------------------------------------

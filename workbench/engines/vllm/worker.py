@@ -55,6 +55,18 @@ class WorkbenchWorker:
             return b"", "This engine was started without capture."
         return captures.take(names)
 
+    def workbench_projections(
+        self, since: dict[str, int], ended: list[str]
+    ) -> dict[str, tuple[list[float], str]]:
+        """What is known of replies that are being written; see `Captures.projections`."""
+        captures = steering_of(self.model_runner).captures
+        return {} if captures is None else captures.projections(since, ended)
+
+    def workbench_forget(self, names: list[str]) -> None:
+        """Drop what was captured under these ids; nobody will fetch it."""
+        if (captures := steering_of(self.model_runner).captures) is not None:
+            captures.forget(names)
+
 
 def steering_of(runner: Any) -> Steering:
     """The steering of a model runner, of either kind.

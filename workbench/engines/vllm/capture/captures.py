@@ -26,7 +26,7 @@ from workbench.engines.vllm.capture.spec import (
     parse_capture,
 )
 from workbench.engines.vllm.capture.table import CaptureTable
-from workbench.engines.vllm.capture.trace import Trace
+from workbench.engines.vllm.capture.trace import Trace, Traces
 from workbench.engines.vllm.tokens import START, Array, Expand, TokenRows
 
 __all__ = ["Captures"]
@@ -50,6 +50,7 @@ class _Capture:
     sums_LE: Tensor | None = None
     copied: Any = None
     trace: Trace | None = None
+    kept_bytes: int = 0
 
     @property
     def count(self) -> int:
@@ -87,6 +88,7 @@ class Captures(TokenRows):
         self._running: dict[str, _Capture] = {}
         self._kept: OrderedDict[str, _Capture] = OrderedDict()
         self._bytes = 0
+        self._traces = Traces(table.sum_LRD)
         self._refusals: OrderedDict[str, str] = OrderedDict()
 
     @property
@@ -154,21 +156,47 @@ class Captures(TokenRows):
             row = self._take_row()
         except WorkbenchError as error:
             return str(error)
+        trace.length = length
+        before = self._kept.get(name)
+        if before is not None and before.trace is not None:
+            # It was preempted; what it reads again was noted before.
+            trace.go_on(before.trace)
         self._drop(name)
-        self._slots_S4[slot] = (0, row, length, 0)
+        self._slots_S4[slot] = (0, row, length, trace.end)
         wanted = Wanted(-1, -1, True, block, block)
         self._begin(_Capture(request, name, wanted, length, 0, slot, row, trace=trace))
+        self._traces.add(trace, block, row)
         return ""
 
     def _before(self) -> None:
-        """Note the sums that are traced."""
-        for capture in self._running.values():
-            self._note_one(capture)
+        """Note what is traced."""
+        self._traces.note()
 
-    def _note_one(self, capture: _Capture) -> None:
-        if capture.trace is not None:
-            sum_D = self.table.sum_LRD[capture.wanted.low, capture.row]
-            capture.trace.note(sum_D, capture.length, capture.end)
+    def projections(
+        self, since: Mapping[str, int], ended: Sequence[str]
+    ) -> dict[str, tuple[list[float], str]]:
+        """What is known of each trace from its value number `since` on, and what went wrong with it.
+
+        Nothing is taken, and nobody waits but for those whose replies have `ended`: then it is all.
+        """
+        self._before()
+        if ended:
+            self._traces.wait()
+        there = {c.id: c for c in self._running.values() if c.id} | self._kept
+        found: dict[str, tuple[list[float], str]] = {}
+        for name, first in since.items():
+            capture = there.get(name)
+            if capture is not None and capture.trace is not None:
+                found[name] = (capture.trace.values[first:].tolist(), capture.trace.problem)
+        return found
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Drop what nobody will fetch, of requests that run yet as well."""
+        for name in names:
+            self._drop(name)
+        for capture in self._running.values():
+            if capture.id in names:
+                capture.id = ""
 
     def watch(self, request: str, block: int, length: int, slot: int) -> None:
         """Sum the prompt of a request at one block, for `project`; nobody fetches it.
@@ -210,25 +238,30 @@ class Captures(TokenRows):
 
     def remove(self, request: str) -> None:
         """A request has ended or was preempted; unknown ones capture nothing."""
-        capture = self._running.pop(request, None)
+        capture = self._running.get(request)
         if capture is None:
             return
-        self._end(capture)
+        if capture.trace is not None:
+            self._traces.note()
+        self._release(capture)
         if capture.id:
             self._keep(capture)
 
     def _keep(self, capture: _Capture) -> None:
-        self._note_one(capture)
-        sums_LE = self._read(capture)
-        capture.sums_LE, capture.copied = sums_LE, None
-        if self._device.type == "cuda":
-            # The copy runs behind the steps that are on their way; nobody waits for it here.
-            capture.sums_LE = torch.empty(sums_LE.shape, pin_memory=True)
-            capture.sums_LE.copy_(sums_LE, non_blocking=True)
-            capture.copied = torch.cuda.Event()
-            capture.copied.record()
+        if capture.trace is not None:
+            capture.kept_bytes = capture.trace.nbytes
+        else:
+            sums_LE = self._read(capture)
+            capture.sums_LE, capture.copied = sums_LE, None
+            if self._device.type == "cuda":
+                # The copy runs behind the steps that are on their way; nobody waits for it here.
+                capture.sums_LE = torch.empty(sums_LE.shape, pin_memory=True)
+                capture.sums_LE.copy_(sums_LE, non_blocking=True)
+                capture.copied = torch.cuda.Event()
+                capture.copied.record()
+            capture.kept_bytes = sums_LE.nbytes
         self._kept[capture.id] = capture
-        self._bytes += capture.sums_LE.nbytes
+        self._bytes += capture.kept_bytes
         while self._bytes > KEPT_BYTES and len(self._kept) > 1:
             self._drop(next(iter(self._kept)))
 
@@ -244,8 +277,8 @@ class Captures(TokenRows):
         return self.table.blocks - 1 if high is None else high
 
     def _drop(self, name: str) -> None:
-        if (old := self._kept.pop(name, None)) is not None and old.sums_LE is not None:
-            self._bytes -= old.sums_LE.nbytes
+        if (old := self._kept.pop(name, None)) is not None:
+            self._bytes -= old.kept_bytes
 
     def _tell_live(self) -> None:
         live = self.table.live
@@ -275,6 +308,8 @@ class Captures(TokenRows):
         end_of = dict(zip(slots_N.tolist(), ends_N.tolist(), strict=True))
         for capture in self._running.values():
             capture.end = max(capture.end, end_of.get(capture.slot, 0))
+            if capture.trace is not None:
+                capture.trace.ran = capture.end
 
     # -- results --------------------------------------------------------------------------------
 
@@ -286,6 +321,7 @@ class Captures(TokenRows):
         number for each generated position that was read.
         """
         self._before()
+        self._traces.wait()
         running = {c.id: c for c in self._running.values() if c.id}
         found: dict[str, _Capture] = {}
         for name in names:
@@ -298,18 +334,10 @@ class Captures(TokenRows):
             found[name] = capture
         tensors: dict[str, Tensor] = {}
         for name, capture in found.items():
-            if name in self._kept:
-                if capture.copied is not None:
-                    capture.copied.synchronize()
-                sums_LE = capture.sums_LE
-                assert sums_LE is not None
-                self._drop(name)
-            else:
-                # The reply has come and the worker has not yet heard that the request has ended.
-                sums_LE = self._read(capture).cpu()
-                self._release(capture)
             if capture.trace is not None:
-                tensors[f"{name}.projection"] = capture.trace.values()
+                tensors[f"{name}.projection"] = torch.tensor(capture.trace.values.tolist())
+            sums_LE = self._taken(capture)
+            if sums_LE is None:
                 continue
             mean_LE = sums_LE / capture.count
             tensors[f"{name}.mean"] = mean_LE[:, :-1].contiguous()
@@ -317,11 +345,25 @@ class Captures(TokenRows):
             tensors[f"{name}.count"] = torch.tensor(capture.count)
         return save(tensors), ""
 
+    def _taken(self, capture: _Capture) -> Tensor | None:
+        """Forget it, and return its sums `[L, D + 1]` on the host; a trace has none."""
+        if self._kept.get(capture.id) is capture:
+            self._drop(capture.id)
+            if capture.copied is not None:
+                capture.copied.synchronize()
+            return capture.sums_LE
+        # The reply has come and the worker has not yet heard that the request has ended.
+        sums_LE = None if capture.trace is not None else self._read(capture).cpu()
+        self._release(capture)
+        return sums_LE
+
     def _release(self, capture: _Capture) -> None:
         self._running.pop(capture.request)
         self._end(capture)
 
     def _end(self, capture: _Capture) -> None:
+        if capture.trace is not None:
+            self._traces.remove(capture.trace)
         self._slots_S4[capture.slot] = 0
         self._changed = True
         # Whoever has the row next clears it behind all that reads it now.
