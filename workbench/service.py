@@ -25,14 +25,14 @@ from typing import Any
 from vectors.errors import EngineFailed, InputError, NameNotFound
 from vectors.grammar import SteerTerm, check_name, format_tasks, parse_tasks
 from workbench.data.contrast import ContrastSets
-from workbench.engines.base import Engine, Message, Reply, Request, Sampling
+from workbench.engines.base import Engine, Message, Projections, Reply, Request, Sampling
 from workbench.models.bundled import BUNDLED
 from workbench.models.catalog import Model, find_model, list_models, remember
 from workbench.runs.manager import Runs, Watch
 from workbench.runs.record import RunView
 from workbench.settings import Home
 
-__all__ = ["ENGINES", "EngineStatus", "Workbench", "check_engine"]
+__all__ = ["ENGINES", "EngineStatus", "Projections", "Workbench", "check_engine"]
 
 ENGINES = ("vllm", "transformers")
 WAYS = ("swap", "lora")
@@ -341,8 +341,9 @@ class Workbench:
 
     def stream(
         self, request: Request, cancel: Callable[[], bool] = lambda: False
-    ) -> Iterator[str | Reply]:
-        """Yield pieces of the answer, and the whole `Reply` last."""
+    ) -> Iterator[str | Projections | Reply]:
+        """Yield pieces of the answer, and the whole `Reply` last; between them, where the request has
+        `project`, all `Projections` so far, whenever there are more of them."""
         yield from self.engine(cancel=cancel).stream(request, cancel)
 
     def as_code(self, request: Request) -> dict[str, str]:

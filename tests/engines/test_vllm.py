@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,8 +15,8 @@ from vectors.errors import InputError, NameNotFound, SteeringNotApplied
 from vectors.steering.controls import random_direction
 from vectors.types import SteeringVector
 from workbench.data.templates import Sample
-from workbench.engines.base import Reply, Request, Sampling
-from workbench.engines.vllm.capture.found import Span
+from workbench.engines.base import Projections, Reply, Request, Sampling
+from workbench.engines.vllm.capture.found import Span, read_projections
 from workbench.engines.vllm.paths import CAPTURES
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -181,6 +184,133 @@ def test_every_token_of_a_reply_is_projected(engine):
         assert len(found.tokens) == reply.tokens == len(found.values) + 1
     mean = [sum(r.projections.values) / len(r.projections.values) for r in (plain, along)]
     assert mean[1] - mean[0] > 1.5, "the vector itself is added there"
+
+
+def test_projections_come_while_the_reply_is_written(engine):
+    request = dataclasses.replace(ask(tokens=900, seed=3, temperature=1.0), project="north")
+    pieces = list(engine.stream(request))
+    reply = pieces[-1]
+    early = [n for n, piece in enumerate(pieces) if isinstance(piece, Projections)]
+    text = [n for n, piece in enumerate(pieces) if isinstance(piece, str)]
+    known = [len(pieces[n].values) for n in early]
+    assert known == sorted(set(known)) and known[-1] == len(reply.projections.values) == 899
+    # Some are there long before the end, and text goes on behind them.
+    assert len([n for n in early if n < text[-1]]) >= 3 and known[0] < 450
+    for n in early:
+        found, so_far = pieces[n], "".join(p for p in pieces[:n] if isinstance(p, str))
+        assert found.values == reply.projections.values[: len(found.values)]
+        assert found.tokens == reply.projections.tokens[: len(found.tokens)]
+        assert len(found.values) < len(found.tokens)
+        # A character that takes several tokens, or is none, is no token's own.
+        assert "".join(found.tokens) == so_far.replace("\N{REPLACEMENT CHARACTER}", "")
+    assert "".join(pieces[n] for n in text) == reply.text
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_the_stream_stays_openais_and_ends_with_what_a_fetch_gives(engine, path):
+    chat = path.endswith("chat/completions")
+    body = {"model": engine.model, "max_tokens": 60, "temperature": 0, "stream": True}
+    body |= {"messages": [{"role": "user", "content": "Hi"}]} if chat else {"prompt": [10, 20, 30]}
+    events = [list(sse(engine, path, body))]
+    body["vllm_xargs"] = {"project": "north", "capture_id": f"sse{int(chat)}"}
+    events.append(list(sse(engine, path, body)))
+    values, chunks = [], [[], []]
+    for number, found in enumerate(events):
+        assert found[-1] == "[DONE]"
+        for event in found[:-1]:
+            chunk = json.loads(event)
+            if told := chunk.pop("workbench", None):
+                assert told["projections"]["first"] == len(values)
+                values += told["projections"]["values"]
+                assert set(told) == {"projections"} and set(told["projections"]) == {
+                    "first",
+                    "values",
+                }
+            chunks[number].append({k: v for k, v in chunk.items() if k not in ("id", "created")})
+    # vLLM may put what two steps wrote into one chunk.
+    assert [text(c) for c in chunks] == [text(chunks[0])] * 2
+    assert chunks[0][0] == chunks[1][0] and chunks[0][-1].keys() == chunks[1][-1].keys()
+    data = engine._captured([f"sse{int(chat)}"])
+    assert read_projections(data, f"sse{int(chat)}") == values and len(values) == 59
+
+
+def test_many_streams_get_each_its_own_and_who_leaves_leaves_nothing(engine):
+    vectors = ["north", "east", "north:1", "east:3", "north", "east"]
+    asked = [
+        dataclasses.replace(ask(f"Number {n}", tokens=60), project=vector)
+        for n, vector in enumerate(vectors)
+    ]
+    alone = engine.generate(asked)
+    gone: list[str] = []
+
+    def run(n):
+        if n < len(asked):
+            *early, reply = engine.stream(asked[n])
+            values = [p.values for p in early if isinstance(p, Projections)]
+            return reply, values[-1]
+        name = f"gone{n}"
+        extra = {"project": "north", "capture_id": name}
+        body = {"model": engine.model, "prompt": [10, n], "max_tokens": 1000, "stream": True}
+        with contextlib.closing(
+            sse(engine, "/v1/completions", body | {"vllm_xargs": extra})
+        ) as found:
+            for event in found:
+                if "workbench" in json.loads(event):
+                    gone.append(name)
+                    break
+        return None
+
+    with ThreadPoolExecutor(9) as pool:
+        found = list(pool.map(run, range(9)))
+    for (reply, values), whole in zip(found[: len(asked)], alone, strict=True):
+        assert values == reply.projections.values
+        assert reply.text == whole.text
+        assert values == pytest.approx(whole.projections.values, abs=1e-3)
+    assert sorted(gone) == ["gone6", "gone7", "gone8"]
+    limit = time.monotonic() + 60
+    while running(engine) and time.monotonic() < limit:
+        time.sleep(0.1)
+    # What runs next tells the worker who has gone.
+    engine.generate([ask(tokens=2)])
+    for name in gone:
+        missing = engine._http.get(f"{CAPTURES}/{name}")
+        assert missing.status_code == 404 and "unknown" in missing.text
+
+
+def test_a_cancelled_stream_keeps_what_came(engine):
+    request = dataclasses.replace(ask(tokens=1000), project="north")
+    came = []
+
+    def enough():
+        return len(came) > 1
+
+    for piece in engine.stream(request, enough):
+        if isinstance(piece, Projections):
+            came.append(piece)
+    assert piece.finish == "cancelled" and 0 < piece.tokens + len(piece.projections.tokens) < 1000
+    assert piece.projections.values == came[-1].values
+    assert len(piece.projections.values) <= len(piece.projections.tokens)
+
+
+def sse(engine, path, body):
+    with engine._http.stream("POST", path, json=body) as reply:
+        assert reply.status_code == 200 and "event-stream" in reply.headers["content-type"]
+        for line in reply.iter_lines():
+            assert not line or line.startswith("data: "), line
+            if line:
+                yield line.removeprefix("data: ")
+
+
+def text(chunks):
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    return "".join(c.get("text") or (c.get("delta") or {}).get("content") or "" for c in choices)
+
+
+def running(engine):
+    """How many requests the engine works on."""
+    found = engine._http.get("/metrics").text
+    lines = [line for line in found.splitlines() if line.startswith("vllm:num_requests_running{")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class Projections:
     """How far each token of a reply lies along a vector, in units of the mean norm, as doses are.
 
     The model has read every token but the last, so that there is a value less than tokens where the
-    reply was cut off.
+    reply was cut off; while it is written, more tokens may wait for theirs.
     """
 
     vector: str
@@ -140,8 +140,9 @@ class Engine(Protocol):
         """Digest of the base that it serves."""
         ...
 
-    def stream(self, request: Request, cancel: Cancel = ...) -> Iterator[str | Reply]:
-        """Yield pieces of text, and the whole `Reply` last."""
+    def stream(self, request: Request, cancel: Cancel = ...) -> Iterator[str | Projections | Reply]:
+        """Yield pieces of text, and the whole `Reply` last; where the request wants projections, also
+        all `Projections` so far, whenever there are more of them."""
         ...
 
     def generate(self, requests: Sequence[Request], cancel: Cancel = ...) -> list[Reply]:

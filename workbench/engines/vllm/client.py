@@ -27,7 +27,13 @@ from workbench.engines.base import (
     never,
 )
 from workbench.engines.vllm import lora
-from workbench.engines.vllm.capture.found import Captured, Span, read_captures, read_projections
+from workbench.engines.vllm.capture.found import (
+    Captured,
+    ProjectedStream,
+    Span,
+    read_captures,
+    read_projections,
+)
 from workbench.engines.vllm.capture.spec import CAPTURE, CAPTURE_ID, PROJECT
 from workbench.engines.vllm.gate import HEADER
 from workbench.engines.vllm.paths import CAPTURES, HELLO, RECEIPTS
@@ -116,14 +122,17 @@ class VllmEngine:
 
     # -- chats ----------------------------------------------------------------------------------
 
-    def stream(self, request: Request, cancel: Cancel = never) -> Iterator[str | Reply]:
-        """Yield pieces of text, and the whole reply last."""
+    def stream(
+        self, request: Request, cancel: Cancel = never
+    ) -> Iterator[str | Projections | Reply]:
+        """Yield pieces of text, projections as they come, and the whole reply last."""
         started = time.monotonic()
         receipt = secrets.token_hex(12)
         body = request_body(request, self.model, stream=True, receipt=receipt)
         pieces: list[str] = []
         tokens, finish, ended = 0, "", False
         written: list[str] = []
+        along = ProjectedStream()
         try:
             with self._http.stream(
                 "POST", "/v1/chat/completions", json=body, headers=_weights(request.weights)
@@ -150,6 +159,8 @@ class VllmEngine:
                         if piece := choice["delta"].get("content"):
                             pieces.append(piece)
                             yield piece
+                    if along.take(chunk):
+                        yield along.projections(request.project, written)
                     if cancel():
                         finish, ended = "cancelled", True
                         break
@@ -159,7 +170,11 @@ class VllmEngine:
             raise _lost(None, "".join(pieces))
         proof = self._prove(request.steer, receipt, cancelled=finish == "cancelled")
         text, seconds = "".join(pieces), time.monotonic() - started
-        projected = self._projections(request.project, receipt, written)
+        if finish == "cancelled":
+            # The engine has dropped what nobody waited for.
+            projected = along.projections(request.project, written) if request.project else None
+        else:
+            projected = self._projections(request.project, receipt, written)
         yield Reply(text, tokens, finish, weights, proof, seconds, given, projected)
 
     def generate(self, requests: Sequence[Request], cancel: Cancel = never) -> list[Reply]:

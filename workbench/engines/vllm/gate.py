@@ -28,6 +28,7 @@ from fastapi import FastAPI
 from vectors.errors import InputError
 from workbench.engines.base import BASE_WEIGHTS, LORA
 from workbench.engines.vllm import lora
+from workbench.engines.vllm.capture.stream import Streams
 from workbench.engines.vllm.endpoints import WorkbenchEndpoints
 from workbench.engines.vllm.paths import OURS
 from workbench.engines.vllm.settings import LORAS
@@ -128,6 +129,7 @@ class WeightGate:
         loras = os.environ.get(LORAS, str(self.weights.parent / "loras"))
         self.loras = lora.Loras(Path(loras), os.environ.get("WORKBENCH_BASE", ""))
         self.routes = WorkbenchEndpoints()
+        self.streams = Streams()
         self.own: Any = None
         if find_spec("vllm.plugins.endpoint_plugins") is None:
             # Older vLLM has no plugins for routes, so ours are answered here.
@@ -173,13 +175,15 @@ class WeightGate:
                 message["headers"] = [*message.get("headers", []), *names]
             await send(message)
 
+        reply = self.streams.follow(self.client, scope["path"], receive, name_weights)
         try:
             if digest:
                 names.append(await self._load_lora(digest, scope))
-            await self.app(scope, receive, name_weights)
+            await self.app(scope, reply.receive, reply.send)
         except _Refused as refused:
             await _answer(send, refused.status, str(refused))
         finally:
+            self.streams.leave(reply)
             # Shielded: a client that leaves must still give its turn back.
             await asyncio.shield(self.turns.leave())
 

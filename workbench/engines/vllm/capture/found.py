@@ -5,14 +5,17 @@ Letters: L blocks, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from workbench.engines.base import Projections
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Captured", "Span", "read_captures", "read_projections"]
+__all__ = ["Captured", "ProjectedStream", "Span", "read_captures", "read_projections"]
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,23 @@ def read_projections(data: bytes, name: str) -> list[float]:
     from safetensors.torch import load  # noqa: PLC0415  # as above
 
     return load(data)[f"{name}.projection"].tolist()
+
+
+@dataclass
+class ProjectedStream:
+    """The projections that have come with the chunks of one reply."""
+
+    values: list[float] = field(default_factory=list)
+
+    def take(self, chunk: Mapping[str, Any]) -> bool:
+        """Whether there are more with this chunk."""
+        told = (chunk.get("workbench") or {}).get("projections")
+        if not told or not told["values"]:
+            return False
+        del self.values[told["first"] :]
+        self.values += [math.nan if value is None else value for value in told["values"]]
+        return True
+
+    def projections(self, vector: str, tokens: Sequence[str]) -> Projections:
+        """All so far, with the tokens so far; that of a token nobody has seen is left out."""
+        return Projections(vector, tuple(tokens), tuple(self.values[: len(tokens)]))
