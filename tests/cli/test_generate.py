@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from vectors.types import SteeringVector
 from workbench.commands import generate
-from workbench.engines.base import LoraReceipt, Receipt, Reply, Request
+from workbench.commands.heat import HeatWriter
+from workbench.engines.base import LoraReceipt, Projections, Receipt, Reply, Request
 from workbench.models.catalog import Model
 from workbench.service import Workbench
 
@@ -23,9 +27,15 @@ BASE = "ab" * 32
 class Echo:
     """Repeats the prompt; steered if it was asked to be."""
 
-    def stream(self, request: Request, cancel: Any) -> Iterator[str | Reply]:
+    def stream(self, request: Request, cancel: Any) -> Iterator[str | Projections | Reply]:
         reply = self.answer(request)
-        yield from (reply.text[:3], reply.text[3:], reply)
+        yield reply.text[:3]
+        if reply.projections is not None:
+            yield Projections("kind", ("You",), ())
+        yield reply.text[3:]
+        if reply.projections is not None:
+            yield replace(reply.projections, values=reply.projections.values[:2])
+        yield reply
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         return [self.answer(request) for request in requests]
@@ -33,7 +43,12 @@ class Echo:
     def answer(self, request: Request) -> Reply:
         text = "You said: " + str(request.messages[-1]["content"])
         receipt = Receipt(1, 7, 5, 2, 12, 12) if request.steer else None
-        return Reply(text, 6, "stop", request.weights, receipt, 0.5)
+        reply = Reply(text, 6, "stop", request.weights, receipt, 0.5)
+        if not request.project:
+            return reply
+        return replace(
+            reply, projections=Projections("kind", ("You", " said", ": [b]x"), (0.5, -1))
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +87,60 @@ def test_without_a_stream_it_is_the_same(workbench: Any) -> None:
     streamed, whole = workbench("generate", "Hello"), workbench("generate", "Hello", "--no-stream")
     assert streamed.out == whole.out
     assert "not steered" in whole.err
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("COLORTERM", "truecolor"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+def test_on_a_terminal_tokens_are_coloured_as_their_values_come(
+    workbench: Any, terminal: None
+) -> None:
+    found = workbench("generate", "[b]x", "--project", "kind")
+    assert re.sub(r"\x1b\[[0-9;]*m", "", found.out) == "You said: [b]x\n"
+    # The strongest so far has the full colour, and what was not read has none.
+    assert re.findall(r"48;2;([0-9;]+)m([^\x1b]*)", found.out) == [
+        ("236;105;36", "You"),
+        ("59;115;237", " said"),
+    ]
+    assert "'You' +0.50" in found.err
+
+
+def test_where_no_colours_are_wanted_the_text_is_plain(
+    workbench: Any, terminal: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert workbench("generate", "[b]x", "--project", "kind").out == "You said: [b]x\n"
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.delenv("FORCE_COLOR")
+    assert workbench("generate", "[b]x", "--project", "kind").out == "You said: [b]x\n"
+    told = workbench("generate", "[b]x", "--project", "kind", "--json").json["replies"][0]
+    assert told["projections"]["values"] == [0.5, -1]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        # A character of several tokens, one that is none, and a token whose text comes late.
+        ["caf", "é \N{REPLACEMENT CHARACTER} a", " b", "c"],
+        ["café \N{REPLACEMENT CHARACTER} a bc"],
+    ],
+)
+def test_every_character_is_written_once_whatever_its_tokens_are(pieces: list[str]) -> None:
+    tokens = ("caf", "", "é", "", " ", " a", " bc", "<|end|>")
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, color_system="truecolor")
+    writer, seen = HeatWriter(console), []
+    for known, piece in enumerate(pieces):
+        writer.add(piece)
+        writer.colour(Projections("v", tokens, (0.5,) * (2 * known + 5)))
+        seen.append(re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()))
+    writer.end()
+    assert re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()) == "".join(pieces)
+    assert all("".join(pieces).startswith(text) for text in seen) and seen[0]
 
 
 def test_json_has_replies_and_warnings(workbench: Any, vector: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vectors.errors import InputError
+from workbench.commands.heat import HeatWriter
 from workbench.commands.shared import Session, command
 from workbench.commands.show import span
 
@@ -49,7 +50,10 @@ def generate(
         float | None, typer.Option(help="Of --as lora, the most that it may lose, such as 0.1.")
     ] = None,
     project: Annotated[
-        str, typer.Option(help="A vector: show how far each token of the answer lies along it.")
+        str,
+        typer.Option(
+            help="A vector: show how far each token lies along it, on a terminal in colour."
+        ),
     ] = "",
     system: Annotated[str, typer.Option(help="The system prompt.")] = "",
     temperature: Annotated[float, typer.Option(help="0 is greedy; at most 2.")] = 0.7,
@@ -119,16 +123,27 @@ def _stdin() -> str:
 
 
 def _streamed(session: Session, request: Request) -> Reply:
-    """Print the text as it comes, and what proves it afterwards."""
+    """Print the text as it comes, coloured where a terminal can, and what proves it afterwards."""
+    from workbench.engines.base import Projections  # noqa: PLC0415  # help is light
+
     whole: Any = None
+    shown = bool(request.project) and HeatWriter.works_on(session.out)
+    heat = HeatWriter(session.out) if shown else None
     try:
         for piece in session.wb.stream(request):
-            if isinstance(piece, str):
+            if isinstance(piece, Projections):
+                if heat is not None:
+                    heat.colour(piece)
+            elif not isinstance(piece, str):
+                whole = piece
+            elif heat is not None:
+                heat.add(piece)
+            else:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
-            else:
-                whole = piece
     finally:
+        if heat is not None:
+            heat.end()
         sys.stdout.write("\n")
         sys.stdout.flush()
     session.note(_proof(whole))
