@@ -6,7 +6,7 @@ from typing import Any
 
 from ui.markup import safe
 
-__all__ = ["heat"]
+__all__ = ["GROWING", "heat"]
 
 AWAY, TOWARDS = "37, 99, 235", "234, 88, 12"
 STRONGEST = 0.45
@@ -15,27 +15,33 @@ LEAST = 0.05
 """The smallest full scale, so that nothing is not painted as much."""
 
 
-def heat(projections: Any) -> str:
-    """The tokens with their values behind them; nothing where none were asked for."""
+WHOLE = '<div class="wb-heat">'
+GROWING = '<div class="wb-heat" data-growing>'
+"""How the tokens of a reply begin that is being written; nothing else begins like this."""
+
+
+def heat(projections: Any, growing: bool = False) -> str:
+    """The tokens with their values behind them; nothing where none were asked for, or none have come."""
     if projections is None or not projections.values:
         return ""
     scale = max(LEAST, *(abs(value) for value in projections.values))
     known = len(projections.values)
+    unread = "not read by the model yet" if growing else "not read by the model"
     painted = [
-        _token(token, projections.values[n] if n < known else None, scale)
+        _token(token, projections.values[n], scale)
+        if n < known
+        else f'<span title="{unread}">{safe(token)}</span>'
         for n, token in enumerate(projections.tokens)
     ]
     return (
-        f'<div class="wb-heat">{"".join(painted)}</div>'
+        f"{GROWING if growing else WHOLE}{''.join(painted)}</div>"
         f'<div class="wb-receipt wb-heat-key">{_swatch(-scale, scale)} away from '
         f"{safe(projections.vector)} · {_swatch(scale, scale)} towards it · the mean is "
         f"{sum(projections.values) / known:+.2f}</div>"
     )
 
 
-def _token(token: str, value: float | None, scale: float) -> str:
-    if value is None:
-        return f'<span title="not read by the model">{safe(token)}</span>'
+def _token(token: str, value: float, scale: float) -> str:
     return f'<span title="{value:+.3f}" style="{_paint(value, scale)}">{safe(token)}</span>'
 
 

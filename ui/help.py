@@ -25,7 +25,7 @@ WORDS: dict[str, str] = {
         "which serves the model already; that saves memory."
     ),
     "colour": (
-        "Shows, when a reply has ended, how far each of its tokens lies along the vector: orange towards "
+        "Shows, while a reply is written, how far each of its tokens lies along the vector: orange towards "
         "the behaviour, blue away from it, in the unit of the dose."
     ),
     "steering vector": (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vectors.errors import Cancelled, WorkbenchError
-from workbench.service import Workbench
+from workbench.service import Projections, Workbench
 
 __all__ = ["Part", "Stop", "Stops", "together"]
 
@@ -54,10 +54,12 @@ class Stops:
 
 @dataclass
 class Part:
-    """One reply so far; `reply` is the engine's whole answer, once there is one."""
+    """One reply so far; `reply` is the engine's whole answer, once there is one, and `projections` are
+    those of its tokens that are known."""
 
     text: str = ""
     reply: Any = None
+    projections: Any = None
     error: str = ""
     done: bool = False
     stopped: bool = False
@@ -120,5 +122,8 @@ def _take(pieces: queue.Queue[tuple[str, Any]], parts: dict[str, Part]) -> bool:
             part.text += piece
         elif isinstance(piece, Exception):
             part.error = str(piece)
+        elif isinstance(piece, Projections):
+            part.projections = piece
         else:
             part.reply, part.text = piece, piece.text or part.text
+            part.projections = piece.projections

@@ -115,9 +115,12 @@ def failures(parts: Mapping[str, Part]) -> str:
 
 
 def proof(part: Part | None, asked: str) -> str:
-    """What stands under a reply once it has ended: its receipt, or that it was stopped."""
+    """What stands under a reply: its coloured tokens as they come, and once it has ended its receipt, or
+    that it was stopped."""
     if part is None:
         return ""
     if part.reply is not None:
-        return receipt(part.reply, asked) + heat(part.reply.projections)
-    return note("Stopped.", "plain") if part.stopped else ""
+        return receipt(part.reply, asked) + heat(part.projections)
+    if part.stopped:
+        return note("Stopped.", "plain") + heat(part.projections)
+    return heat(part.projections, growing=True)

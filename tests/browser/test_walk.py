@@ -144,6 +144,39 @@ def test_tokens_are_coloured_by_the_vector(page: Any) -> None:
         # Nothing reads the last of the 12.
         expect(coloured).to_have_count(11, timeout=REPLY)
         expect(page.locator(f"#{place}")).to_contain_text("away from sunny")
+
+
+WATCH = """() => {
+  window.painted = [];
+  const look = () => {
+    const busy = document.querySelector("#steer-stop")?.checkVisibility() ?? false;
+    const known = document.querySelectorAll("#steer-receipt .wb-heat span[style]").length;
+    window.painted.push([busy, known]);
+    window.looking = requestAnimationFrame(look);
+  };
+  look();
+}"""
+PAINTED = "() => { cancelAnimationFrame(window.looking); return window.painted; }"
+
+
+def test_tokens_are_coloured_while_they_are_written(page: Any) -> None:
+    go(page, "Steer")
+    page.click("#steer-clear")
+    expect(page.locator("#steer-receipt .wb-heat")).to_have_count(0)
+    number(page, "steer-tokens", 400)
+    fill(page, "steer-prompt", "Write until I say <b>when</b>.")
+    page.evaluate(WATCH)
+    page.click("#steer-send")
+    expect(page.locator("#steer-receipt")).to_contain_text("positions steered")
+    expect(page.locator("#steer-receipt .wb-heat span[style]")).to_have_count(399)
+    expect(page.locator("#steer-send")).to_be_enabled()
+    painted = page.evaluate(PAINTED)
+    known = [count for busy, count in painted if busy]
+    growing = sorted({count for count in known if 0 < count < 399})
+    assert len(growing) > 2, f"nothing was coloured before the end: {sorted(set(known))}"
+    assert known == sorted(known), "colours that were there went away for a moment"
+    assert page.locator("#steer-receipt [data-growing]").count() == 0
+    number(page, "steer-tokens", 12)
     page.locator("#steer-colour input").uncheck()
 
 

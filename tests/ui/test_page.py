@@ -23,6 +23,7 @@ from ui.__main__ import main
 from ui.app import make_page
 from ui.choices import default_dose, listed
 from ui.forms import as_number, as_numbers, told
+from ui.heat import GROWING
 from ui.session import Session
 from ui.streaming import Stop, Stops, together
 from ui.tabs import verify
@@ -200,6 +201,9 @@ def test_a_chat_comes_back_with_its_receipts() -> None:
     ]
     assert "<img" not in found["plain"][0]["content"]
     assert found["plain_receipt"] == "proof" and reload.CUT_OFF in found["steered_receipt"]
+    coloured = GROWING + "tokens</div>"
+    text = json.dumps({"plain": [asked, answered], "plain_receipt": coloured})
+    assert reload.CUT_OFF in kept_by(text)["plain_receipt"]
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[1]", '{"plain": 3}', '{"plain": [{}]}'])

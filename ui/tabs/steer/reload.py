@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ui.forms import STILL
+from ui.heat import GROWING
 from ui.markup import note
 from ui.session import Session
 from ui.tabs.steer.chat import Chat, Turns, shown, turns_of
@@ -47,7 +48,8 @@ def restored(text: str | None) -> tuple[Any, ...]:
     for name in CHATS:
         turns = _turns(kept.get(name))
         values[name] = shown(turns)
-        if turns and not kept.get(f"{name}_receipt"):
+        proof = kept.get(f"{name}_receipt") or ""
+        if turns and (not proof or proof.startswith(GROWING)):
             values[f"{name}_receipt"] = note(CUT_OFF, "plain")
     return tuple(values[name] for name in NAMES)
 

@@ -60,7 +60,8 @@ class Replies:
         parts: dict[str, Part] = {}
         for parts in together(self.session.wb, requests, stop):
             box = say(note([*warnings, waiting(self.session, parts)]))
-            yield box, skip, *_chats(turns, parts), skip, skip
+            under = _under(turns, parts, texts) if settings.project else [skip, skip]
+            yield box, skip, *_chats(turns, parts), *under
         if stop.forget:
             return
         wrong = failures(parts)
