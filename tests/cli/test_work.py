@@ -212,13 +212,13 @@ def free_port() -> int:
 def test_a_second_page_of_one_home_and_a_port_in_use_are_refused(
     home: Path, workbench: Any
 ) -> None:
-    port = free_port()
-    with FileLock(Home.at(home).engines / f"page-{port}.lock"):
-        told = workbench("app", "--port", str(port), "--no-browser")
-    assert told.code == 3
-    assert "open already at" in told.err and told.err.count("\n") == 1
     with socket.socket() as other:
-        other.bind(("127.0.0.1", port))
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        with FileLock(Home.at(home).engines / f"page-{port}.lock"):
+            told = workbench("app", "--port", str(port), "--no-browser")
+        assert told.code == 3
+        assert "open already at" in told.err and told.err.count("\n") == 1
         other.listen()
         told = workbench("app", "--port", str(port), "--no-browser")
     assert told.code == 3

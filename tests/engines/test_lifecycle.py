@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,13 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from vectors.errors import BackendUnavailable, EngineFailed
+from vectors.errors import BackendUnavailable, EngineFailed, InputError
 from vectors.steering.controls import random_direction
 from vectors.types import SteeringVector
 from workbench.engines.base import Request, Sampling
 from workbench.engines.vllm.client import VllmEngine
 from workbench.engines.vllm.registration import Registration, find, read, write
-from workbench.engines.vllm.server import path_of, running, start_or_attach
+from workbench.engines.vllm.server import (
+    CPU_DTYPE,
+    _cpu_dtype,
+    free_port,
+    path_of,
+    running,
+    start_or_attach,
+)
 from workbench.engines.vllm.watchdog import mark
 from workbench.service import Workbench
 from workbench.settings import Home
@@ -157,8 +165,6 @@ def test_a_server_without_our_plugin_is_refused():
 
 
 def test_a_port_in_use_and_a_dead_registration(home, tiny_folder):
-    import socket
-
     workbench = Workbench(home.root, str(tiny_folder))
     base = workbench.model().base
     dead = Registration(
@@ -175,3 +181,24 @@ def test_a_port_in_use_and_a_dead_registration(home, tiny_folder):
         taken.listen()
         with pytest.raises(BackendUnavailable, match="in use"):
             start_or_attach(home, workbench.model(), port=taken.getsockname()[1])
+
+
+def test_a_free_port_is_given_to_nobody_but_who_names_it():
+    port = free_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with socket.socket() as named:
+        named.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        named.bind(("127.0.0.1", port))
+
+
+def test_the_type_on_a_cpu_may_be_named(home, tiny_folder, monkeypatch):
+    model = Workbench(home.root, str(tiny_folder)).model()
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setenv(CPU_DTYPE, dtype)
+        assert _cpu_dtype(model) == dtype
+    assert _cpu_dtype(dataclasses.replace(model, hybrid=True)) == "bfloat16"
+    monkeypatch.setenv(CPU_DTYPE, "float16")
+    with pytest.raises(InputError, match="float32 or bfloat16, not 'float16'"):
+        start_or_attach(home, model)
+    assert running(home) == []

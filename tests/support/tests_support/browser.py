@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from workbench.engines.vllm.server import free_port
 
 __all__ = [
     "ENGINE", "REPLY", "RUN", "TABS", "begin",
@@ -27,9 +28,7 @@ ENGINE, RUN, REPLY = 240_000, 240_000, 60_000
 @contextmanager
 def served(home: Path, *options: str) -> Iterator[str]:
     """The page of `home`; yields its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "ui", "--home", str(home), "--port", str(port), *options]
     process = subprocess.Popen(command)
     address = f"http://127.0.0.1:{port}"
