@@ -54,6 +54,8 @@ class Supervisor:
         self.command = command
         self.tail: deque[str] = deque(maxlen=40)
         self.stopping = threading.Event()
+        # One client for all tries: each new one reads the certificates of all authorities.
+        self.http = httpx.Client(timeout=5, trust_env=False)
 
     def say(self, **changes: Any) -> None:
         """Update the registration, for all who watch."""
@@ -114,11 +116,8 @@ class Supervisor:
     def _shake_hands(self) -> None:
         url = self.registration.url
         try:
-            reply = httpx.get(
-                url + HELLO,
-                headers={"authorization": f"Bearer {self.registration.token}"},
-                timeout=5,
-                trust_env=False,
+            reply = self.http.get(
+                url + HELLO, headers={"authorization": f"Bearer {self.registration.token}"}
             )
         except httpx.HTTPError:
             return
