@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from vectors.tasks.parameters import Electing, Election
 from vectors.tasks.stack import Stack
 
-__all__ = ["amounts", "elected", "fused", "total"]
+__all__ = ["Rules", "amounts", "elected", "fused", "rules", "total"]
 
 
 def elected(stack: Stack, options: Election) -> Tensor:
@@ -68,6 +71,37 @@ def amounts(weights: tuple[float, ...], options: Election) -> tuple[tuple[float,
             return (0.0,) * len(weights), float(len(weights))
         case _:
             return (0.0,) * len(weights), 1.0
+
+
+class Rules(NamedTuple):
+    """An election as compiled loops take it; see `vectors.tasks.fast.fuse_bf16`."""
+
+    ballots_K: np.ndarray
+    gains_K: np.ndarray
+    amounts_K: np.ndarray
+    fixed: np.float32
+    by_count: bool
+    largest: bool
+    winner: np.float32
+    scale: np.float32
+
+
+def rules(weights: tuple[float, ...], options: Election, majority: int | None) -> Rules:
+    """Return the rules of an election in which `majority` is the sign that most elements elected."""
+    own_K = np.array(weights, np.float32)
+    ones_K = np.ones_like(own_K)
+    shares, fixed = amounts(weights, options)
+    weighted = options.election == "weighted"
+    return Rules(
+        own_K if weighted else ones_K,
+        ones_K if weighted else own_K,
+        np.array(shares, np.float32),
+        np.float32(fixed),
+        options.vote == "count",
+        options.combine == "max",
+        np.float32(1 if options.zero_sum == "positive" else majority or 0),
+        np.float32(options.scale),
+    )
 
 
 def total(stack: Stack, options: Electing) -> Tensor:

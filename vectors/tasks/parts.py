@@ -55,21 +55,30 @@ def is_float(slot: Slot) -> bool:
     return known and slot.end > slot.start
 
 
-def spans_of(slots: Sequence[Slot], *, whole: bool) -> list[Span]:
-    """Return the work, the largest first, so that no thread is left with a long last one."""
+def spans_of(slots: Sequence[Slot], *, whole: bool, most: int | None = None) -> list[Span]:
+    """Return the work, the largest first, so that no thread is left with a long last one.
+
+    Args:
+        most: elements of a span, unless it must be a whole tensor.
+    """
     spans: list[Span] = []
     for slot in slots:
         size = (slot.end - slot.start) // DTYPES[slot.dtype].itemsize
-        step = size if whole else SPAN
+        step = size if whole else (most or SPAN)
         spans += [Span(slot, at, min(at + step, size)) for at in range(0, size, step)]
     return sorted(spans, key=lambda span: span.start - span.stop)
 
 
 def on_all_cores(
-    work: Callable[[Span], Result], spans: Sequence[Span]
+    work: Callable[[Span], Result], spans: Sequence[Span], most: int | None = None
 ) -> Iterator[tuple[Span, Result]]:
-    """Yield each span with what `work` made of it, in the order in which they are done."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    """Yield each span with what `work` made of it, in the order in which they are done.
+
+    Args:
+        most: threads, where each holds much.
+    """
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(min(cores, most or cores)) as pool:
         waiting = {pool.submit(work, span): span for span in spans}
         try:
             for done in as_completed(waiting):

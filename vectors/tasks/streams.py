@@ -12,7 +12,9 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ import torch
 from vectors.errors import ShapeMismatch
 from vectors.store.checkpoint import DTYPES, Checkpoint, Slot, WeightFile
 from vectors.tasks.delta import delta, raw_view
-from vectors.tasks.election import amounts, elected
+from vectors.tasks.election import elected, rules
 from vectors.tasks.histograms import BINS, LOW, Histogram
 from vectors.tasks.memo import Memo
 from vectors.tasks.merge import apply
@@ -31,7 +33,7 @@ from vectors.tasks.sources import Term
 from vectors.tasks.stack import Stack, Survey, not_finite
 from vectors.tasks.trim import rank_of
 
-__all__ = ["write_at", "write_ties"]
+__all__ = ["MOST_LOOSE", "WHOLE", "Cuts", "Ties", "write_at", "write_ties"]
 
 MOST_LOOSE = 1 << 23
 TABLE_ROOM = (1 << 32) - 1
@@ -60,11 +62,18 @@ def write_ties(
         InputError: values that are not finite.
         ShapeMismatch: a term that changes a tensor of integers.
     """
-    yield from _Ties(checkpoint, terms, weights, options, memo).write(folder)
+    yield from Ties(checkpoint, terms, weights, options, memo).write(folder)
 
 
-class _Ties:
-    """One merge: what all of its parts need to know."""
+class Ties:
+    """One merge: what all of its parts need to know.
+
+    `count`, `look` and `fuse` go through the weights; what does so elsewhere than on the processor
+    replaces these three, and must give the same numbers.
+    """
+
+    span: int | None = None  # elements of a span, where it is not for the processor
+    threads: int | None = None  # that go through the spans, where there is one for each core
 
     def __init__(
         self,
@@ -74,24 +83,29 @@ class _Ties:
         options: TiesParameters,
         memo: Memo | None,
     ) -> None:
-        from vectors.tasks import fast  # noqa: PLC0415  # imports the compiler
-
-        self.fast = fast
         self.files, self.terms, self.weights = checkpoint.files, terms, tuple(weights)
         self.options, self.memo = options, memo
         self.walk = Walk(checkpoint, terms)
         self.slots = [s for file in self.files for s in file.slots if is_float(s)]
         whole = options.scope == "tensor" or any(term.whole for term in terms)
-        self.spans = spans_of(self.slots, whole=whole)
+        self.spans = spans_of(self.slots, whole=whole, most=self.span)
         self._own = threading.local()
+
+    @cached_property
+    def _fast(self) -> ModuleType:
+        from vectors.tasks import fast  # noqa: PLC0415  # imports the compiler
+
+        return fast
 
     def write(self, folder: Path) -> Iterator[str]:
         """Merge every tensor into the files in `folder`."""
         with self.walk.reader:
-            cuts = self._cuts()
+            cuts = self.cuts()
             majority = None
             if self.options.zero_sum == "majority" and self.options.scope == "global":
-                tallies = on_all_cores(lambda span: self._fuse(span, cuts, 0, None), self.spans)
+                tallies = on_all_cores(
+                    lambda span: self.fuse(span, cuts, 0, None), self.spans, self.threads
+                )
                 majority = _sign(sum(tally for _, tally in tallies))
             for file in self.files:
                 yield from self._write_file(file, folder, cuts, majority)
@@ -112,10 +126,10 @@ class _Ties:
             def work(span: Span) -> int:
                 winner = majority
                 if self.options.zero_sum == "majority" and winner is None:
-                    winner = _sign(self._fuse(span, cuts, 0, None))
-                return self._fuse(span, cuts, winner, out.fileno())
+                    winner = _sign(self.fuse(span, cuts, 0, None))
+                return self.fuse(span, cuts, winner, out.fileno())
 
-            for span, _ in on_all_cores(work, spans):
+            for span, _ in on_all_cores(work, spans, self.threads):
                 left[span.slot.name] -= 1
                 if not left[span.slot.name]:
                     yield span.slot.name
@@ -140,7 +154,7 @@ class _Ties:
 
     # Counting
 
-    def _cuts(self) -> Cuts:
+    def cuts(self) -> Cuts:
         """The bits of the smallest magnitude that each term keeps, by tensor or of all."""
         scope = self.options.scope
         found: list[dict[str, Histogram] | None] = [None] * len(self.terms)
@@ -152,7 +166,7 @@ class _Ties:
                     found[k] = kept
         missing = [k for k, kept in enumerate(found) if kept is None]
         if missing:
-            for k, counted in zip(missing, self._count(missing), strict=True):
+            for k, counted in zip(missing, self.count(missing), strict=True):
                 found[k] = counted
                 if self.memo is not None:
                     self.memo.save(self.terms[k].key, scope, counted)
@@ -168,24 +182,26 @@ class _Ties:
                     unclear.append((k, name, number, within))
                 else:
                     cuts[name][k] = bits
-        for (k, name, _, _), bits in zip(unclear, self._look(unclear), strict=True):
+        for (k, name, _, _), bits in zip(unclear, self.look(unclear), strict=True):
             cuts[name][k] = bits
         return cuts
 
     def _sizes(self) -> dict[str, int]:
         sizes: Counter[str] = Counter()
         for span in self.spans:
-            sizes[self._group(span)] += span.stop - span.start
+            sizes[self.group(span)] += span.stop - span.start
         return dict(sizes)
 
-    def _group(self, span: Span) -> str:
+    def group(self, span: Span) -> str:
         return WHOLE if self.options.scope == "global" else span.slot.name
 
-    def _count(self, rows: Sequence[int]) -> list[dict[str, Histogram]]:
+    def count(self, rows: Sequence[int]) -> list[dict[str, Histogram]]:
         """The histograms of the terms numbered `rows`."""
         if self.options.scope == "tensor":
             made: list[dict[str, Histogram]] = [{} for _ in rows]
-            for span, tables in on_all_cores(lambda span: self._tables(span, rows), self.spans):
+            for span, tables in on_all_cores(
+                lambda span: self._tables(span, rows), self.spans, self.threads
+            ):
                 for row, table in enumerate(tables):
                     made[row][span.slot.name] = table
             return made
@@ -200,7 +216,7 @@ class _Ties:
                     every.append(mine)
             self._count_span(span, rows, mine)
 
-        for _ in on_all_cores(work, self.spans):
+        for _ in on_all_cores(work, self.spans, self.threads):
             pass
         for mine in every:
             for total, counts in zip(totals, mine, strict=True):
@@ -226,21 +242,21 @@ class _Ties:
                 counts[row].expect(len(part.base) // dtype.itemsize)
                 if dtype == torch.bfloat16:
                     old_P, new_P = (x.view(np.uint16) for x in (part.base, part.tuned[place]))
-                    found = self.fast.count_bf16(old_P, new_P, counts[row].table_B, loose_P)
+                    found = self._fast.count_bf16(old_P, new_P, counts[row].table_B, loose_P)
                 else:
                     bits_P = _delta_bits(part, place, dtype)
-                    found = self.fast.count_fp32(bits_P, counts[row].table_B, loose_P)
+                    found = self._fast.count_fp32(bits_P, counts[row].table_B, loose_P)
                 if found < 0:
                     raise not_finite(span.slot.name, self.terms[rows[row]].key)
                 counts[row].keep(loose_P[:found])
 
-    def _look(self, unclear: Sequence[tuple[int, str, int, int]]) -> list[int]:
+    def look(self, unclear: Sequence[tuple[int, str, int, int]]) -> list[int]:
         """The bits of the magnitudes whose bins have more in them than was kept."""
         found: list[list[np.ndarray]] = [[] for _ in unclear]
 
         def work(span: Span) -> None:
             dtype = DTYPES[span.slot.dtype]
-            asked = [i for i, row in enumerate(unclear) if row[1] == self._group(span)]
+            asked = [i for i, row in enumerate(unclear) if row[1] == self.group(span)]
             if not asked:
                 return
             rows = sorted({unclear[i][0] for i in asked})
@@ -250,7 +266,7 @@ class _Ties:
                     found[i].append(bits_P[bits_P >> LOW == unclear[i][2]])
 
         if unclear:
-            for _ in on_all_cores(work, self.spans):
+            for _ in on_all_cores(work, self.spans, self.threads):
                 pass
         picked = []
         for (_, _, _, rank), parts in zip(unclear, found, strict=True):
@@ -261,9 +277,9 @@ class _Ties:
 
     # Merging
 
-    def _fuse(self, span: Span, cuts: Cuts, majority: int | None, out: int | None) -> int:
+    def fuse(self, span: Span, cuts: Cuts, majority: int | None, out: int | None) -> int:
         """Merge a span, write it to `out` if there is one, and return the sum of its signs."""
-        dtype, cuts_K = DTYPES[span.slot.dtype], cuts[self._group(span)]
+        dtype, cuts_K = DTYPES[span.slot.dtype], cuts[self.group(span)]
         merge = self._fuse_bf16 if dtype == torch.bfloat16 else self._fuse_any
         tally = 0
         for part in self.walk.parts(span, range(len(self.terms))):
@@ -276,25 +292,15 @@ class _Ties:
     def _fuse_bf16(
         self, slot: Slot, part: Part, cuts_K: np.ndarray, majority: int | None
     ) -> tuple[np.ndarray, int]:
-        options, weights = self.options, np.array(self.weights, np.float32)
-        shares, fixed = amounts(self.weights, options)
-        weighted = options.election == "weighted"
         out = getattr(self._own, "out", None)
         if out is None:
             out = self._own.out = np.empty(PART, np.uint16)
         out_P = out[: len(part.base) // 2]
-        signs = self.fast.fuse_bf16(
+        signs = self._fast.fuse_bf16(
             part.base.view(np.uint16),
             part.tuned.view(np.uint16),
             cuts_K,
-            weights if weighted else np.ones_like(weights),
-            np.ones_like(weights) if weighted else weights,
-            np.array(shares, np.float32),
-            np.float32(fixed),
-            options.vote == "count",
-            options.combine == "max",
-            np.float32(1 if options.zero_sum == "positive" else majority or 0),
-            np.float32(options.scale),
+            *rules(self.weights, self.options, majority),
             out_P,
         )
         return out_P.view(np.uint8), signs

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from filelock import FileLock
 from torch import Tensor
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     # The library keeps task vectors and so imports this package; here it is only a type.
     from vectors.store.library import Library
 
-__all__ = ["RECIPE_FILE", "changed_tensors", "materialise", "write_weights"]
+__all__ = ["RECIPE_FILE", "Writer", "changed_tensors", "materialise", "write_weights"]
 
 RECIPE_FILE = "workbench-recipe.json"
 # Every form that weights come in; everything else beside them belongs to the model.
@@ -42,17 +42,37 @@ EXTRA_FOLDERS = ("additional_chat_templates",)
 Progress = Callable[[float, str], None]
 
 
+class Writer(Protocol):
+    """A function like `write_weights`."""
+
+    def __call__(
+        self,
+        checkpoint: Checkpoint,
+        terms: Sequence[Term],
+        weights: Sequence[float],
+        op: Operation,
+        folder: Path,
+        memo: Memo | None = None,
+    ) -> Iterator[str]:
+        """Write the merged files to `folder`; yield each tensor's name."""
+        ...
+
+
 def materialise(
     library: Library,
     recipe: Recipe,
     base_dir: Path,
     target: Path,
     progress: Progress | None = None,
+    write: Writer | None = None,
 ) -> Path:
     """Write the checkpoint that `recipe` makes of the one in `base_dir` to the folder `target`.
 
     The files are those of the base, sharding and headers included, with other numbers in them. The
     folder appears whole or not at all; one that this recipe made before is left as it is.
+
+    Args:
+        write: what stands in for `write_weights`, on another device for instance, with its bits.
 
     Raises:
         ModelMismatch: `base_dir` is not the recipe's base, or a task vector belongs to another.
@@ -79,7 +99,8 @@ def materialise(
             return target
         _copy_others(base_dir, folder)
         (folder / RECIPE_FILE).write_bytes(recipe.to_json())
-        written = write_weights(checkpoint, terms, weights, recipe.op, folder, LibraryMemo(library))
+        write = write or write_weights
+        written = write(checkpoint, terms, weights, recipe.op, folder, LibraryMemo(library))
         for done, name in enumerate(written, 1):
             report(done / len(checkpoint), f"computed {name}")
         _sync(folder)
@@ -89,7 +110,11 @@ def materialise(
 
 
 def changed_tensors(
-    library: Library, recipe: Recipe, base_dir: Path, scratch: Path
+    library: Library,
+    recipe: Recipe,
+    base_dir: Path,
+    scratch: Path,
+    write: Writer | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and the new tensor of everything that the recipe may change in its base.
 
@@ -99,6 +124,7 @@ def changed_tensors(
         base_dir: the recipe's own base, which is not looked at again here.
         scratch: a folder on a disk with room for the model; only TIES, which is merged out of
             core, writes there, and clears it away.
+        write: what stands in for `write_weights` then.
 
     Raises:
         NameNotFound, ModelMismatch, ShapeMismatch, InputError: see `materialise`.
@@ -116,7 +142,8 @@ def changed_tensors(
         folder = Path(written)
         if (base_dir / INDEX).is_file():
             shutil.copyfile(base_dir / INDEX, folder / INDEX)
-        for _ in write_weights(checkpoint, terms, weights, recipe.op, folder, LibraryMemo(library)):
+        write = write or write_weights
+        for _ in write(checkpoint, terms, weights, recipe.op, folder, LibraryMemo(library)):
             pass
         merged = Checkpoint(folder)
         for name in names:
