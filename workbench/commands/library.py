@@ -16,6 +16,7 @@ from workbench.commands.library_sign import signature_words
 from workbench.commands.results import draw_verdict
 from workbench.commands.shared import Session, command
 from workbench.commands.show import facts, lines, size
+from workbench.merging.made import made_on
 
 __all__ = ["app"]
 
@@ -171,8 +172,10 @@ def materialise(
             f"'{terms}' adds up to nothing, so the result would be {model.name} itself."
         )
     _copy(session.wb.home.weights / weights, target)
-    words = f"Wrote {model.name} with {terms} to {target}."
-    session.answer({"out": str(target), "weights": weights}, lambda out: out.print(words))
+    on = made_on(target)
+    words = f"Wrote {model.name} with {terms} to {target}{on and f', merged on {on}'}."
+    answer = {"out": str(target), "weights": weights, "merged_on": on}
+    session.answer(answer, lambda out: out.print(words))
 
 
 library_history.add_to(app)

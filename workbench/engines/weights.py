@@ -16,6 +16,8 @@ from vectors.tasks.arithmetic import add, merged_by, scale
 from vectors.tasks.interference import deltas_of
 from vectors.tasks.merge import check_count
 from vectors.tasks.sources import LibraryTerm
+from workbench.merging.choose import Merging
+from workbench.merging.made import note
 from workbench.models.catalog import Model
 from workbench.settings import Home
 
@@ -58,6 +60,9 @@ def materialised(
 ) -> str:
     """Make sure that the weights of `terms` are on the disk; return the state's name.
 
+    Merged on a CUDA device where that can be done (see `workbench.merging.choose`), which the folder
+    notes in `workbench-made.json`.
+
     Raises:
         OutOfSpace: there is no room for them.
     """
@@ -69,7 +74,10 @@ def materialised(
         return recipe.digest
     home.weights.mkdir(parents=True, exist_ok=True)
     _make_room(home, model)
-    materialise(library, recipe, model.folder, target, report)
+    merging = Merging()
+    materialise(library, recipe, model.folder, target, report, merging.write_weights)
+    if merging.made is not None:
+        note(target, merging.made)
     return recipe.digest
 
 

@@ -22,6 +22,7 @@ from vectors.store import Entry
 from vectors.store.checkpoint import Checkpoint
 from vectors.tasks import Recipe, materialise
 from vectors.types import SteeringVector
+from workbench.merging.choose import Merging
 from workbench.models.catalog import Model
 
 if TYPE_CHECKING:
@@ -136,16 +137,18 @@ def _model_type(model: Model) -> str:
 def _checkpoint(
     wb: Workbench, entry: Entry, path: Path, model: Model, force: bool, report: Report
 ) -> dict[str, Any]:
-    recipe = _recipe(wb, entry)
+    recipe, merging = _recipe(wb, entry), Merging()
     with new_folder(path, force) as half:
-        made = materialise(wb.library, recipe, model.folder, half / ".made", report)
+        target = half / ".made"
+        made = materialise(wb.library, recipe, model.folder, target, report, merging.write_weights)
         for part in list(made.iterdir()):
             part.rename(half / part.name)
         made.rmdir()
         for rest in half.glob(".workbench-partial*"):
             rest.unlink()
         size = sum(file.stat().st_size for file in half.rglob("*") if file.is_file())
-    return {"bytes": size, "recipe": recipe.digest, "base": model.base}
+    on = merging.made.device if merging.made else ""
+    return {"bytes": size, "recipe": recipe.digest, "base": model.base, "merged_on": on}
 
 
 def _lora(

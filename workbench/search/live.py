@@ -15,6 +15,7 @@ from vectors.store import Library
 from vectors.store.checkpoint import Checkpoint
 from vectors.tasks import Recipe
 from vectors.tasks.weights import changed_tensors
+from workbench.merging.choose import Merging
 from workbench.models.catalog import Model
 from workbench.models.loading import load_model
 
@@ -54,7 +55,8 @@ class LiveModel:
             ModelNotSupported: a tensor that transformers keeps in another form than the checkpoint.
         """
         changed: list[str] = []
-        tensors = changed_tensors(self.library, recipe, self.info.folder, self.scratch)
+        write = Merging().write_weights
+        tensors = changed_tensors(self.library, recipe, self.info.folder, self.scratch, write)
         try:
             for name, tensor in tensors if recipe.terms else ():
                 self._prove(name)

@@ -1,0 +1,1 @@
+"""Merging task vectors on a CUDA device, with the bits of `vectors.tasks`."""
