@@ -24,8 +24,13 @@ from steer_kernels import gdn_reference, gdn_triton
 from torch import Tensor
 
 LIMIT = 1e-2
-CHUNKS = (16, 32, 64)
-CUTS = ((16, 4), (32, 4), (32, 8))
+CHUNKS = (32, 64)
+CUTS = {
+    "prepare": ((128, 4), (128, 8)),
+    "forward": ((16, 4, 2), (16, 4, 3), (32, 4, 2), (16, 8, 2)),
+    "backward": ((16, 4, 2), (16, 4, 3), (32, 4, 2), (16, 8, 2)),
+    "gradients": ((32, 8), (64, 8), (32, 4), (32, 8, 2)),
+}
 Step = Callable[[], list[Tensor]]
 
 
@@ -188,36 +193,30 @@ def measure(
 
 
 def sweep(given: list[Tensor], gradient: Tensor, numbers: dict[str, Any]) -> None:
-    """Time chunks and cuts in graphs, forward first, and keep what is fastest together."""
-    found: dict[int, tuple[float, Any, Any]] = {}
-    table: dict[str, float] = {}
+    """Time chunks and cuts in graphs, one kernel after the other, and keep what is fastest together."""
+    fastest: tuple[float, int, dict[str, gdn_triton.Tile]] | None = None
+    start, table = dict(gdn_triton.TILES), {}
     for chunk in CHUNKS:
-        gdn_triton.CHUNK = chunk
-        best: dict[str, tuple[float, Any]] = {}
-        for kernel in ("forward", "backward"):
-            for cut in CUTS:
+        gdn_triton.CHUNK, best = chunk, float("inf")
+        gdn_triton.TILES.update(start)
+        for kernel, cuts in CUTS.items():
+            chosen, best = gdn_triton.TILES[kernel], float("inf")
+            for cut in cuts:
                 gdn_triton.TILES[kernel] = gdn_triton.Tile(*cut)
-                with part(f"sweep {kernel} chunk {chunk} columns and warps {cut}"):
-                    if kernel == "forward":
-                        time = graph_ms(lambda: kernels(*given))
-                    else:
-                        time = graph_ms(step(kernels, given, gradient)) - best["forward"][0]
+                with part(f"sweep {kernel}, chunk {chunk}, columns, warps and stages {cut}"):
+                    time = graph_ms(step(kernels, given, gradient))
                     print(f"{time:.4f} ms", flush=True)
                     table[f"{kernel} {chunk} {cut}"] = round(time, 4)
-                    best[kernel] = min(best.get(kernel, (time, cut)), (time, cut))
-            if kernel not in best:
-                break
-            gdn_triton.TILES[kernel] = gdn_triton.Tile(*best[kernel][1])
-        if len(best) == 2:
-            both = best["forward"][0] + best["backward"][0]
-            found[chunk] = (both, best["forward"][1], best["backward"][1])
+                    if time < best:
+                        best, chosen = time, gdn_triton.TILES[kernel]
+            gdn_triton.TILES[kernel] = chosen
+        if fastest is None or best < fastest[0]:
+            fastest = best, chunk, dict(gdn_triton.TILES)
     numbers["sweep"] = table
-    if found:
-        chunk = min(found, key=lambda c: found[c][0])
-        gdn_triton.CHUNK = chunk
-        gdn_triton.TILES["forward"] = gdn_triton.Tile(*found[chunk][1])
-        gdn_triton.TILES["backward"] = gdn_triton.Tile(*found[chunk][2])
-        numbers["best"] = {"chunk": chunk, "forward": found[chunk][1], "backward": found[chunk][2]}
+    if fastest is not None:
+        _, gdn_triton.CHUNK, tiles = fastest
+        gdn_triton.TILES.update(tiles)
+        numbers["best"] = {"chunk": fastest[1], **{k: str(tile) for k, tile in tiles.items()}}
 
 
 if __name__ == "__main__":

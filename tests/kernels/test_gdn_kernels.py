@@ -92,7 +92,7 @@ def test_kernels_equal_the_float64_recurrence(
 ) -> None:
     monkeypatch.setattr(gdn_triton, "CHUNK", chunk)
     tile = gdn_triton.Tile(columns, 4)
-    monkeypatch.setattr(gdn_triton, "TILES", {"forward": tile, "backward": tile})
+    monkeypatch.setattr(gdn_triton, "TILES", dict.fromkeys(gdn_triton.TILES, tile))
     given, gradient = tensors(shape, lengths)
     rest = (torch.tensor(lengths, device=DEVICE), 0.4, normalise)
     found = result(gdn_triton.gated_delta_rule, given, gradient, *rest)
