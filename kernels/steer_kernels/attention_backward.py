@@ -155,11 +155,11 @@ def key_value_gradient_kernel(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """One program: the gradients of N decision keys and values of one head, from all its queries.
+    """One program: what every S-th tile of queries gives the gradients of N keys and values.
 
-    `d_k` and `d_v` are `[B, G, T, K]`, contiguous; padding gets zeros.
+    `d_k` and `d_v` are `[S, B, G, T, K]`, contiguous; padding gets zeros.
     """
-    block, bg = tl.program_id(0), tl.program_id(1)
+    block, bg, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b, group = bg // G, bg % G
     length = tl.load(lengths + b)
     column_K = tl.arange(0, K)
@@ -173,7 +173,8 @@ def key_value_gradient_kernel(
     d_k_NK = tl.zeros([N, K], tl.float32)
     d_v_NK = tl.zeros([N, K], tl.float32)
     # The first query that sees any of these keys is at the position of the first key.
-    for tile in tl.range(block * N * R // M, tl.cdiv(length * R, M), num_stages=1):
+    first, splits = block * N * R // M, tl.num_programs(2)
+    for tile in tl.range(first + split, tl.cdiv(length * R, M), splits, num_stages=1):
         row_M, t_M, q_M, real_M = rows_of_tile(tile, group, lengths, b, q_h, q_t, R, M)
         _, _, d_M, _ = rows_of_tile(tile, group, lengths, b, d_h, d_t, R, M)
         q_at_MK = b.to(tl.int64) * q_b + q_M[:, None] + column_K[None, :]
@@ -188,7 +189,8 @@ def key_value_gradient_kernel(
         d_v_NK = tl.dot(weights_NM.to(d_out_MK.dtype), d_out_MK, d_v_NK)
         d_scores_NM = weights_NM * (tl.dot(v_NK, d_out_MK.T) - delta_M[None, :])
         d_k_NK = tl.dot(d_scores_NM.to(q_MK.dtype), q_MK, d_k_NK)
-    into_NK = (bg.to(tl.int64) * T + n_N)[:, None] * K + column_K[None, :]
+    at = (split * tl.num_programs(1) + bg).to(tl.int64)
+    into_NK = (at * T + n_N)[:, None] * K + column_K[None, :]
     inside_NK = n_N[:, None] < T
     tl.store(d_k + into_NK, (d_k_NK * scale).to(d_k.dtype.element_ty), mask=inside_NK)
     tl.store(d_v + into_NK, d_v_NK.to(d_v.dtype.element_ty), mask=inside_NK)

@@ -41,12 +41,13 @@ TILES: dict[str, dict[int, Tile]] = {
     "query": {
         64: Tile(128, 64, 8, 3),
         128: Tile(128, 64, 8, 3),
-        256: Tile(64, 64, 8, 1),
+        256: Tile(64, 64, 4, 2),
     },
-    "key_value": {64: Tile(64, 64, 4, 1), 128: Tile(64, 64, 4, 1), 256: Tile(32, 32, 8, 1)},
+    "key_value": {64: Tile(64, 64, 4, 1), 128: Tile(64, 64, 4, 1), 256: Tile(64, 32, 8, 1)},
 }
 """By kernel and width of a head; narrower heads take the tiles of 64. Those of 128 are the fastest of
-`benchmarks/frozen_attention.py --sweep` on an H200; the others are taken over from them."""
+`benchmarks/frozen_attention.py --sweep` on an H200, those of 256 on an H100; those of 64 are taken
+over from them."""
 
 
 def frozen_prefix_attention(
@@ -198,9 +199,14 @@ def _backward(
     d_q = torch.empty_like(q)
     _combine(partial, lse, lengths, d_q, lse, scale, share)
     tile = _tile("key_value", wide)
-    d_k, d_v = k.new_empty(k.shape), v.new_empty(v.shape)
+    blocks = ceil(width / tile.keys)
+    # A few programs would go through all queries one tile after the other.
+    most = max(1, width * share // (2 * tile.rows))
+    splits = min(most, max(1, _cores(q.device) // (blocks * rows * groups)))
+    dtype = k.dtype if splits == 1 else torch.float32
+    d_k, d_v = torch.empty((2, splits, *k.shape), dtype=dtype, device=k.device)
     launch = key_value_gradient_kernel
-    launch[(ceil(width / tile.keys), rows * groups)](
+    launch[(blocks, rows * groups, splits)](
         q,
         k,
         v,
@@ -222,7 +228,8 @@ def _backward(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return d_q, d_k, d_v
+    d_k, d_v = (d_k[0], d_v[0]) if splits == 1 else (d_k.sum(0), d_v.sum(0))
+    return d_q, d_k.to(k.dtype), d_v.to(v.dtype)
 
 
 def _combine(
@@ -277,13 +284,14 @@ def _tile(kernel: str, wide: int) -> Tile:
 
 def _splits(programs: int, prefix: int, tile: Tile, device: torch.device) -> int:
     """Cut the prefix so that whole waves of programs fill the machine, at the least partial sums."""
-    cores = (
-        torch.cuda.get_device_properties(device).multi_processor_count
-        if device.type == "cuda"
-        else 4
-    )
-    slots = cores * tile.resident
+    slots = _cores(device) * tile.resident
     most = max(1, min(16, prefix // (4 * tile.keys)))
     # The first term is the time in units of one program that reads the whole prefix; each split
     # adds a partial sum to write and read.
     return min(range(1, most + 1), key=lambda s: ceil(programs * s / slots) / s + 0.004 * s)
+
+
+def _cores(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -110,6 +110,20 @@ def test_kernels_equal_the_float64_reference(
 
 
 @needs_triton
+@pytest.mark.parametrize("cores", [1, 8, 100])
+def test_the_number_of_cores_changes_nothing(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many, tiles of queries are shared out; here there are five tiles, or fewer on CUDA."""
+    monkeypatch.setattr(attention_triton, "_cores", lambda device: cores)
+    prefix_lengths_B, lengths_B = torch.tensor([9]), torch.tensor([37])
+    given, gradient = tensors((1, 2, 1, 40, 9, 16), prefix_lengths_B, lengths_B)
+    rest = (prefix_lengths_B.to(DEVICE), lengths_B.to(DEVICE))
+    found = result(attention_triton.frozen_prefix_attention, given, gradient, *rest)
+    double = [x.double() for x in given]
+    true = result(attention_reference.frozen_prefix_attention, double, gradient.double(), *rest)
+    assert all(error(a, b) < LIMIT for a, b in zip(found, true, strict=True))
+
+
+@needs_triton
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_the_number_of_splits_changes_nothing(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_triton, "_splits", lambda *_: splits)
