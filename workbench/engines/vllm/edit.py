@@ -1,7 +1,7 @@
 """The edit of the residual stream, inside the decoder layers' own forward.
 
 It is wrapped around the layers' classes before vLLM compiles the model, so that the compiler fuses it
-into the next norm and CUDA graphs record it. What it reads lies in buffers that never move: a table
+into a norm and CUDA graphs record it. What it reads lies in buffers that never move: a table
 of rows (row 0 is zero) and the row of each token of the step, one index for all layers.
 
 Letters: T tokens, D width, L blocks, R rows, P the first rows, which may also project.
@@ -20,6 +20,7 @@ from torch.nn.functional import embedding
 
 from vectors.errors import ModelNotSupported
 from workbench.engines.vllm.capture.table import accumulate
+from workbench.engines.vllm.early import early, teach_compiler
 
 __all__ = ["EditTable", "attach"]
 
@@ -99,6 +100,8 @@ class EditTable:
 def attach(layers: Iterable[nn.Module], table: EditTable) -> None:
     """Make `layers` apply `table`; call it before the model is first run."""
     layers = list(layers)
+    if table.live is None and table.add_LRD.is_cuda:
+        teach_compiler()
     for cls in {type(layer) for layer in layers}:
         _wrap(cls)
     for block, layer in enumerate(layers):
@@ -158,7 +161,9 @@ def _edited(layer: Any, stream_TD: Tensor, other_TD: Tensor | None) -> Tensor:
     add_TD = embedding(row_T, layer.workbench_add_RD)
     live = layer.workbench_live
     if layer.workbench_read_PD is None or (live is not None and not live[layer.workbench_block]):
-        return stream_TD + add_TD
+        # Only what does not need the layer's last product can be there before it.
+        compiled = live is None and stream_TD.is_cuda and other_TD is not None
+        return early(stream_TD + add_TD) if compiled else stream_TD + add_TD
     projecting = layer.workbench_read_PD.shape[0]
     row_T = torch.where(row_T < projecting, row_T, 0)
     read_TD = embedding(row_T, layer.workbench_read_PD).float()

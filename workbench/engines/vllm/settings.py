@@ -102,7 +102,7 @@ class Settings:
 
     def salt(self) -> dict[str, object]:
         """What vLLM's compile cache must tell apart."""
-        return {"edit": 1, **asdict(self)}
+        return {"edit": 2, **asdict(self)}
 
 
 @dataclass(frozen=True)
