@@ -345,3 +345,21 @@ def test_the_selftest_finds_a_layer_without_the_edit():
     toy.layers[2].workbench_add_RD = None
     with pytest.raises(SteeringNotApplied, match="block 2 "):
         selftest_of(toy, steering).run()
+
+
+def test_a_recorded_path_may_see_other_tokens_but_not_capture_something_else():
+    toy, steering = make()
+
+    def recorded(tokens):
+        """What comes in differs, as it does where attention reads a dummy batch's cache."""
+        steering.rest()
+        return toy(torch.ones(tokens, WIDTH) + torch.randn(tokens, WIDTH))
+
+    def unread(tokens):
+        hidden_TD = recorded(tokens)
+        steering.captures.table.sum_LRD[1] *= 2
+        return hidden_TD
+
+    assert selftest_of(toy, steering, recorded).run().path_errors["compiled"] > 1e-4
+    with pytest.raises(SteeringNotApplied, match="block 1 on the path 'compiled': what was captu"):
+        selftest_of(toy, steering, unread).run()
