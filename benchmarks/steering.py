@@ -5,7 +5,7 @@
 As many requests run together as vectors exist, each steered at every block by a vector of its own and
 in the same round unsteered, the order alternating. First it is verified that each steered request of a
 mixed batch gives what it gives alone, other than unsteered, and that its receipt counts every position.
-The library of vectors is a temporary one; on a CUDA device `_gpu_steering_smoke.py` measures the
+The library of vectors is a temporary one; on a CUDA device `_gpu_steering_cost.py` measures the
 decode graph itself.
 """
 

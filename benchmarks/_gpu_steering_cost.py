@@ -1,0 +1,269 @@
+"""What steering costs in real vLLM on a CUDA device: GPU time of a decode step, host time, tokens a second.
+
+    python benchmarks/_gpu_steering_cost.py [--shape 1.5B] [--starts 5] [--ways baseline,plugin]
+                                            [--together 10] [--prefix-cache] [--results FOLDER]
+
+Each way is started `--starts` times, a process each; all processes live at once (`--together` at most) and
+take turns, so that plugin and baseline alternate under the same conditions. A process measures the
+replay of the decode graph (CUDA events behind a short sleep, so that no launch is in it), the host's part
+(`prepare_inputs` of the model state, where the plugin works), and whole calls by the clock.
+
+n requests decode 128 tokens each, all blocks steered by K distinct vectors in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from _gpu_engine import BASE, SHAPES, environment, prepare, runner_of, start
+from _results import append
+
+STEPS = 128
+MARK = "@row "
+WAYS = {
+    "baseline": {"plugin": False},
+    "plugin": {"plugin": True},
+    "operators": {"plugin": True, "operators": "all"},
+    "capture": {"plugin": True, "capture": True},
+    "late": {"plugin": True},
+}
+
+
+def main() -> None:
+    """Start the processes, let them take turns, print, and append to the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shape", choices=list(SHAPES), default="1.5B")
+    parser.add_argument("--starts", type=int, default=5, help="processes of each way")
+    parser.add_argument("--ways", default="baseline,plugin", help=f"of {', '.join(WAYS)}")
+    parser.add_argument("--together", type=int, default=10, help="processes at once; memory limits")
+    parser.add_argument("--requests", default="1,32,256", help="numbers of requests")
+    parser.add_argument("--prefix-cache", action="store_true", help="with vLLM's prefix cache")
+    parser.add_argument("--results", type=Path, help="folder to append to")
+    parser.add_argument("--child", choices=list(WAYS))
+    parser.add_argument("--work", type=Path)
+    given = parser.parse_args()
+    if given.child:
+        child(given)
+        return
+    ways = given.ways.split(",")
+    if wrong := set(ways) - set(WAYS):
+        parser.error(f"--ways knows {', '.join(WAYS)}, not {', '.join(sorted(wrong))}")
+    sizes = [int(n) for n in given.requests.split(",")]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
+        save_vectors(Path(folder), max(sizes), SHAPES[given.shape])
+        order = [way for _ in range(given.starts) for way in ways]
+        # The first of each way compiles; the others find what it compiled.
+        for group in [ways, *split(order[len(ways) :], given.together)]:
+            rows += turns(group, sizes, given, folder)
+    numbers = {"shape": given.shape, "prefix_cache": given.prefix_cache, "rows": rows}
+    numbers["summary"] = table(rows)
+    if given.results:
+        append("steering", numbers, given.results)
+
+
+def split(order: list[str], size: int) -> list[list[str]]:
+    """Groups of so many that can live at once."""
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def turns(group: list[str], sizes: list[int], given: Any, folder: str) -> list[dict[str, Any]]:
+    """Start a group; each process measures a cell before any of them measures the next."""
+    began = time.monotonic()
+    children = [launch(way, given, folder) for way in group]
+    for process in children:
+        answer(process)
+    print(f"{group} ready after {time.monotonic() - began:.0f} s", flush=True)
+    rows = []
+    for n in sizes:
+        for k in sorted({0, 1, n}):
+            for way, process in zip(group, children, strict=True):
+                if k and way == "baseline":
+                    continue
+                process.stdin.write(f"{n} {k}\n")
+                process.stdin.flush()
+                rows.append({"way": way, **answer(process)})
+    for process in children:
+        process.stdin.close()
+    for process in children:
+        process.wait()
+    print(f"{group} ended after {time.monotonic() - began:.0f} s", flush=True)
+    return rows
+
+
+def launch(way: str, given: Any, folder: str) -> Any:
+    """A process that waits for cells on its standard input."""
+    command = [sys.executable, __file__, "--child", way, "--work", folder, "--shape", given.shape]
+    command += ["--requests", given.requests] + ["--prefix-cache"] * given.prefix_cache
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment(Path(folder), **WAYS[way]), **pipes)
+
+
+def answer(process: Any) -> dict[str, Any]:
+    """The next row that a process prints."""
+    for line in process.stdout:
+        if line.startswith(MARK):
+            return json.loads(line.removeprefix(MARK))
+        print(line, end="", flush=True)
+    sys.exit(f"a process ended with {process.wait()}")
+
+
+# -- a process that measures ----------------------------------------------------------------------
+
+
+def child(given: Any) -> None:
+    """Start vLLM, then measure the cells that come in."""
+    if given.child == "late":
+        from workbench.engines.vllm import edit
+
+        edit.early = lambda x: x
+        os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"
+    shape = SHAPES[given.shape]
+    sizes = [int(n) for n in given.requests.split(",")]
+    llm = start(
+        given.work / given.shape,
+        load_format="dummy",
+        max_num_seqs=max(sizes),
+        enable_prefix_caching=given.prefix_cache,
+        disable_log_stats=True,
+        gpu_memory_utilization=0.05 if given.shape != "8B" else 0.25,
+        kv_cache_memory_bytes=(2 if given.shape != "8B" else 7) * 2**30,
+        compilation_config={"cudagraph_capture_sizes": sorted({*sizes, 512})},
+    )
+    runner = runner_of(llm)
+    graph, host = Timer(), Timer()
+    manager, state = runner.cudagraph_manager, runner.model_state
+    manager.run_fullgraph = graph.around(manager.run_fullgraph, device=True)
+    state.prepare_inputs = host.around(state.prepare_inputs)
+    print(MARK + "{}", flush=True)
+    draw = random.Random(0)
+    for line in sys.stdin:
+        n, k = map(int, line.split())
+        row = measure(llm, n, k, shape["num_hidden_layers"], draw, graph, host)
+        print(MARK + json.dumps(row), flush=True)
+
+
+def measure(
+    llm: Any, n: int, k: int, blocks: int, draw: random.Random, graph: Timer, host: Timer
+) -> dict[str, Any]:
+    """One cell: n requests, of which each has one of k vectors."""
+    from vllm import SamplingParams
+
+    prompts = [
+        {"prompt_token_ids": [draw.randrange(2, 30000) for _ in range(64)]} for _ in range(n)
+    ]
+    steers = [{"steer": f"v{i % k}=0.01:0-{blocks - 1}"} if k else None for i in range(n)]
+    settings: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True, "detokenize": False}
+    rates = []
+    for turn in range(5):
+        graph.on, host.on = turn == 4, turn == 3
+        length = 8 if turn == 0 else STEPS
+        params = [SamplingParams(max_tokens=length, extra_args=s, **settings) for s in steers]
+        started = time.perf_counter()
+        llm.generate(prompts, params, use_tqdm=False)
+        if turn in (1, 2, 3):
+            rates.append(n * length / (time.perf_counter() - started))
+    graph_us, host_us = graph.take(), host.take()
+    return {
+        "n": n,
+        "k": k,
+        "graph_us": round(statistics.median(graph_us), 2),
+        "host_us": round(statistics.median(host_us), 2),
+        "host_mean_us": round(statistics.mean(host_us), 2),
+        "host_worst_us": round(max(host_us)),
+        "tokens_per_s": [round(r) for r in rates],
+    }
+
+
+class Timer:
+    """Times of calls in microseconds: on the device between two events that follow a sleep, or the host's."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.events: list[tuple[Any, Any]] = []
+        self.hosts: list[float] = []
+
+    def around(self, call: Any, device: bool = False) -> Any:
+        """The call, timed while `on`."""
+        import torch
+
+        def timed(*args: Any, **kw: Any) -> Any:
+            if not self.on:
+                return call(*args, **kw)
+            if not device:
+                started = time.perf_counter()
+                out = call(*args, **kw)
+                self.hosts.append((time.perf_counter() - started) * 1e6)
+                return out
+            # While the device sleeps the host runs ahead: launches are then not part of the time.
+            torch.cuda._sleep(1_500_000)
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            out = call(*args, **kw)
+            end.record()
+            self.events.append((begin, end))
+            return out
+
+        return timed
+
+    def take(self) -> list[float]:
+        """The times, once."""
+        import torch
+
+        torch.cuda.synchronize()
+        times = [begin.elapsed_time(end) * 1e3 for begin, end in self.events] + self.hosts
+        self.events, self.hosts = [], []
+        return times or [float("nan")]
+
+
+# -- both -----------------------------------------------------------------------------------------
+
+
+def save_vectors(work: Path, count: int, shape: dict[str, Any]) -> None:
+    """So many random vectors at every block."""
+    from vectors.steering.controls import random_direction
+    from vectors.store import Library
+    from vectors.types import SteeringVector
+
+    blocks, width = shape["num_hidden_layers"], shape["hidden_size"]
+    library = Library(work / "library")
+    for n in range(count):
+        directions = {b: random_direction(width, 1000 * n + b) for b in range(blocks)}
+        vector = SteeringVector(BASE, directions, dict.fromkeys(directions, 1.0), blocks // 2)
+        library.save_vector(f"v{n}", vector)
+
+
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print each cell: medians over the starts, their spread, and the ratio to the baseline."""
+    found = []
+    print(f"{'way':10} {'n':>4} {'K':>4} {'graph us':>22} {'over':>7} {'host us':>8}  tokens/s")
+    for way, n, k in sorted({(r["way"], r["n"], r["k"]) for r in rows}):
+        these = [r for r in rows if (r["way"], r["n"], r["k"]) == (way, n, k)]
+        base = [r["graph_us"] for r in rows if r["way"] == "baseline" and r["n"] == n]
+        graphs = [r["graph_us"] for r in these]
+        rates = sorted(statistics.median(r["tokens_per_s"]) for r in these)
+        row: dict[str, Any] = {"way": way, "n": n, "k": k, "graph_us": statistics.median(graphs)}
+        row["over"] = row["graph_us"] / statistics.median(base) - 1 if base else None
+        row["host_us"] = round(statistics.median(r["host_us"] for r in these), 1)
+        row["tokens_per_s"] = [rates[0], statistics.median(rates), rates[-1]]
+        over = f"{row['over']:+.2%}" if base else ""
+        spread = f"{row['graph_us']:.1f} ({min(graphs):.1f}-{max(graphs):.1f})"
+        speed = " / ".join(f"{r:.0f}" for r in row["tokens_per_s"])
+        print(f"{way:10} {n:4} {k:4} {spread:>22} {over:>7} {row['host_us']:8} {speed}")
+        found.append(row)
+    return found
+
+
+if __name__ == "__main__":
+    main()
