@@ -52,7 +52,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 8,
         "num_attention_heads": 4,
         "head_dim": 128,
-        "linear_num_key_heads": 4,
+        "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
         "linear_key_head_dim": 128,
         "linear_value_head_dim": 128,
@@ -79,7 +79,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 128,
         "vocab_size": 128256,
     },
-    # Qwen3.5 of 0.8B in the class that vLLM 0.25.1 has for text alone, which wants one layer of experts.
+    # Qwen3.5 of 0.8B in the class that vLLM 0.25.1 has for text alone, which wants one layer of experts
+    # and fails where there are as many key heads as value heads.
     "0.8B hybrid": {
         **HYBRID,
         "hidden_size": 1024,
@@ -87,7 +88,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 24,
         "num_attention_heads": 8,
         "head_dim": 256,
-        "linear_num_key_heads": 16,
+        "linear_num_key_heads": 8,
         "linear_num_value_heads": 16,
         "linear_key_head_dim": 128,
         "linear_value_head_dim": 128,
@@ -142,6 +143,8 @@ def start(model: Path, **more: Any) -> Any:
     if "WORKBENCH_BASE" in os.environ:
         more["worker_extension_cls"] = "workbench.engines.vllm.worker.WorkbenchWorker"
     settings = {"skip_tokenizer_init": True, "max_model_len": 2048, "seed": 0}
+    if "hybrid" in model.name:
+        more["gdn_prefill_backend"] = "triton"  # the other ones compile for minutes
     return LLM(str(model), dtype="bfloat16", **{**settings, **more})
 
 
