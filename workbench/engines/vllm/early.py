@@ -7,6 +7,8 @@ nothing hides. The edit's inputs are ready much earlier, beside the norm before 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,6 @@ def teach_compiler() -> None:
         return
 
     @register_lowering(torch.ops.workbench.early)
-    def lower(x):  # pyright: ignore  # noqa: ANN001, ANN202
+    def lower(x: Any) -> Any:
         x.realize()
         return clone(x)
