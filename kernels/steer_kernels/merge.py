@@ -4,8 +4,8 @@ Bits are those of the references. No product and sum are fused, division rounds 
 element adds its terms in their order, so nothing depends on the order of the programs: what many
 programs add to are integers. Every element is read once and written once.
 
-Tensors are bit patterns of bf16, int16. Shape letters: P elements of a part, K terms, B bins,
-C copies of a table, L places for loose magnitudes.
+Tensors are bit patterns of bf16, int16. Shape letters: P elements of a part, K terms, U of them, B bins,
+C copies of a table, L places for loose magnitudes, H bins that occur often.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = [
     "FINE",
     "INFINITE",
     "LOOSE",
+    "OFTEN",
     "TALLIES",
     "ZERO",
     "combine",
@@ -35,14 +36,15 @@ __all__ = [
 LOW: tl.constexpr = tl.constexpr(12)
 BINS = 1 << 19
 FINE = 1 << 12
-COPIES = 32  # of a table, since programs that add to one place wait for each other
+OFTEN = 256  # bins that a program counts for itself; they have nine magnitudes in ten
+COPIES = 8  # of a table, since programs that add to one place wait for each other
 ZERO, LOOSE, INFINITE, TALLIES = 0, 1, 2, 3
 TOP: tl.constexpr = tl.constexpr(0x7F800000)
 POSITIVE: tl.constexpr = tl.constexpr(0x7FFFFFFF)
 SIGN: tl.constexpr = tl.constexpr(-0x80000000)
 # Every launch parameter is decided here; `benchmarks/merge_gpu.py --tune` tries others.
 TILES: dict[str, dict[str, Any]] = {
-    "count": {"BLOCK": 4096, "num_warps": 8},
+    "count": {"BLOCK": 8192, "num_warps": 8},
     "look": {"BLOCK": 4096, "num_warps": 8},
     "fuse": {"BLOCK": 512, "num_warps": 4},
     "combine": {"BLOCK": 2048, "num_warps": 8},
@@ -91,7 +93,19 @@ def _mean(total, count, K: tl.constexpr, CAST: tl.constexpr):
 
 @triton.jit
 def _count(
-    base, tuned, table, copies, loose, room, tallies, P, BINS: tl.constexpr, BLOCK: tl.constexpr
+    base,
+    tuned,
+    table,
+    copies,
+    loose,
+    room,
+    tallies,
+    slots,
+    often,
+    P,
+    BINS: tl.constexpr,
+    OFTEN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < P
@@ -101,13 +115,20 @@ def _count(
     bits = difference.to(tl.int32, bitcast=True) & POSITIVE
     # Bits that are equal are a difference of 0, infinities and not-a-numbers included.
     bits = tl.where(old == new, 0, bits)
-    moves = bits != 0
-    tl.atomic_add(tallies, tl.sum((inside & (bits == 0)).to(tl.int32)).to(tl.int64), sem="relaxed")
+    still = tl.sum((inside & (bits == 0)).to(tl.int32))
+    tl.atomic_add(tallies, still.to(tl.int64), sem="relaxed")
     wrong = tl.sum((bits >= TOP).to(tl.int32))
     if wrong > 0:
         tl.atomic_add(tallies + 2, wrong.to(tl.int64), sem="relaxed")
     own = table + (tl.program_id(0) % copies).to(tl.int64) * BINS
-    tl.atomic_add(own + (bits >> LOW), 1, mask=moves & (bits < TOP), sem="relaxed")
+    moves = (bits != 0) & (bits < TOP)
+    number = bits >> LOW
+    slot = tl.load(slots + number, mask=moves, other=0).to(tl.int32)
+    frequent = moves & (slot < OFTEN)
+    tl.atomic_add(own + number, 1, mask=moves & (slot >= OFTEN), sem="relaxed")
+    found_H = tl.histogram(slot, OFTEN, mask=frequent)
+    h = tl.arange(0, OFTEN)
+    tl.atomic_add(own + tl.load(often + h), found_H, mask=found_H > 0, sem="relaxed")
     extra = ((bits & 0xFFF) != 0).to(tl.int32)
     some = tl.sum(extra)
     if some > 0:
@@ -119,7 +140,13 @@ def _count(
 
 
 def count_bf16(
-    base_P: Tensor, tuned_P: Tensor, counts_CB: Tensor, loose_L: Tensor, tallies_3: Tensor
+    base_P: Tensor,
+    tuned_P: Tensor,
+    counts_CB: Tensor,
+    loose_L: Tensor,
+    tallies_3: Tensor,
+    slots_B: Tensor,
+    often_H: Tensor,
 ) -> None:
     """Count `|tuned - base|` into bins: `vectors.tasks.fast.count_bf16`, without waiting for it.
 
@@ -131,39 +158,62 @@ def count_bf16(
         counts_CB: int32, whose sum over the copies counts; no copy may get more than 2^31 - 1.
         loose_L: int32.
         tallies_3: int64.
+        slots_B: int16, for each bin its place in `often_H`, or H where it has none; bins that have
+            one are counted by each program for itself first.
+        often_H: int32, numbers of bins; H a power of 2.
     """
     launch: Any = _count
     tile = TILES["count"]
     launch[(triton.cdiv(len(base_P), tile["BLOCK"]),)](
-        base_P, tuned_P, counts_CB, counts_CB.shape[0], loose_L, len(loose_L), tallies_3,
-        len(base_P), BINS=counts_CB.shape[1], **tile,
+        base_P, tuned_P, counts_CB, counts_CB.shape[0], loose_L, len(loose_L), tallies_3, slots_B,
+        often_H, len(base_P), BINS=counts_CB.shape[1], OFTEN=len(often_H), **tile,
     )  # fmt: skip
 
 
 @triton.jit
-def _look(base, tuned, number, counts, P, BLOCK: tl.constexpr):
+def _look(
+    base,
+    tuned,
+    stride,
+    rows,
+    numbers,
+    counts,
+    P,
+    U: tl.constexpr,
+    FINE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < P
     old = tl.load(base + at, mask=inside, other=0)
-    new = tl.load(tuned + at, mask=inside, other=0)
-    bits = (_wide(new) - _wide(old)).to(tl.int32, bitcast=True) & POSITIVE
-    low = bits & 0xFFF
-    asked = inside & (old != new) & (bits >> LOW == number) & (low != 0)
-    tl.atomic_add(counts + low, tl.full((BLOCK,), 1, tl.int64), mask=asked, sem="relaxed")
+    for u in tl.static_range(U):  # pyright: ignore[reportGeneralTypeIssues]
+        row = tl.load(rows + u).to(tl.int64) * stride
+        new = tl.load(tuned + row + at, mask=inside, other=0)
+        bits = (_wide(new) - _wide(old)).to(tl.int32, bitcast=True) & POSITIVE
+        low = bits & 0xFFF
+        asked = inside & (old != new) & (bits >> LOW == tl.load(numbers + u)) & (low != 0)
+        one = tl.full((BLOCK,), 1, tl.int64)
+        tl.atomic_add(counts + u * FINE + low, one, mask=asked, sem="relaxed")
 
 
-def look(base_P: Tensor, tuned_P: Tensor, number: int, counts_F: Tensor) -> None:
-    """Count the low bits of the magnitudes of bin `number`, those without any left out.
+def look(
+    base_P: Tensor, tuned_KP: Tensor, rows_U: Tensor, numbers_U: Tensor, counts_UF: Tensor
+) -> None:
+    """Count the low bits of the magnitudes of one bin of some terms, those without any left out.
 
     With the bin's own count this gives every rank in it: `vectors.tasks.histograms.Histogram.pick`.
 
     Args:
-        counts_F: int64 [4096].
+        rows_U: int32, the numbers of the terms.
+        numbers_U: int32, of the bins.
+        counts_UF: int64 [U, 4096].
     """
     launch: Any = _look
     tile = TILES["look"]
-    grid = (triton.cdiv(len(base_P), tile["BLOCK"]),)
-    launch[grid](base_P, tuned_P, number, counts_F, len(base_P), **tile)
+    launch[(triton.cdiv(len(base_P), tile["BLOCK"]),)](
+        base_P, tuned_KP, tuned_KP.stride(0), rows_U, numbers_U, counts_UF, len(base_P),
+        U=len(rows_U), FINE=FINE, **tile,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["fixed", "winner", "scale"])

@@ -133,6 +133,14 @@ def test_ties_has_the_bits_of_the_compiled_loops(options: dict[str, Any], kind: 
         assert (apart_KQ[:, size:] == POISON).all()
 
 
+def often_of(counts_B: np.ndarray, size: int) -> tuple[Tensor, Tensor]:
+    """The places of the `size` fullest bins, and their numbers; bins that are empty are among them."""
+    often_H = torch.from_numpy(np.argsort(counts_B, stable=True)[-size:].astype(np.int32))
+    slots_B = torch.full((merge.BINS,), size, dtype=torch.int16)
+    slots_B[often_H.long()] = torch.arange(size, dtype=torch.int16)
+    return slots_B.to(DEVICE), often_H.to(DEVICE)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
 def test_counts_are_those_of_the_compiled_loop(kind: str, size: int) -> None:
@@ -147,7 +155,8 @@ def test_counts_are_those_of_the_compiled_loop(kind: str, size: int) -> None:
     loose_L = torch.full((size + 3,), -1, dtype=torch.int32, device=DEVICE)
     tallies_3 = torch.zeros(merge.TALLIES, dtype=torch.int64, device=DEVICE)
     sent = [bits(x).to(DEVICE) for x in (base_P, tuned_P)]
-    merge.count_bf16(*sent, counts_CB, loose_L, tallies_3)
+    often = often_of(counts_B, 4)
+    merge.count_bf16(*sent, counts_CB, loose_L, tallies_3, *often)
     found_B = counts_CB.sum(0).cpu().numpy()
     found_B[0] += int(tallies_3[merge.ZERO])
     assert (found_B == counts_B).all()
@@ -156,7 +165,7 @@ def test_counts_are_those_of_the_compiled_loop(kind: str, size: int) -> None:
     assert (loose_L[held:] == -1).all()
     # No place for all of them: how many there are is known, and nothing is written behind.
     short_L = torch.full((held // 2 + 4,), -1, dtype=torch.int32, device=DEVICE)
-    merge.count_bf16(*sent, counts_CB, short_L[: held // 2], tallies_3)
+    merge.count_bf16(*sent, counts_CB, short_L[: held // 2], tallies_3, *often)
     assert tallies_3[1:].tolist() == [2 * held, 0]
     assert (short_L[held // 2 :] == -1).all()
 
@@ -169,8 +178,12 @@ def test_a_look_at_one_bin_gives_every_rank_in_it(kind: str) -> None:
     loose_L = sizes_P[sizes_P & 0xFFF != 0]
     histogram = Histogram.of(np.bincount(sizes_P >> 12, minlength=merge.BINS), [loose_L])
     for number in {int(x) >> 12 for x in loose_L[:: len(loose_L) // 5]}:
-        counts_F = torch.zeros(merge.FINE, dtype=torch.int64, device=DEVICE)
-        merge.look(bits(base_P).to(DEVICE), bits(tuned_P).to(DEVICE), number, counts_F)
+        counts_UF = torch.zeros(2, merge.FINE, dtype=torch.int64, device=DEVICE)
+        rows_U, numbers_U = torch.tensor([[2, 0], [number, number + 1]]).int().to(DEVICE)
+        tuned_KP = torch.stack([base_P, base_P, tuned_P])
+        merge.look(bits(base_P).to(DEVICE), bits(tuned_KP).to(DEVICE), rows_U, numbers_U, counts_UF)
+        counts_F = counts_UF[0]
+        assert not counts_UF[1].any()
         wanted_F = np.bincount(loose_L[loose_L >> 12 == number] & 0xFFF, minlength=merge.FINE)
         assert counts_F.cpu().numpy().tolist() == wanted_F.tolist()
         assert counts_F.sum() <= histogram.counts_B[histogram.bins_B == number].sum()
@@ -183,8 +196,9 @@ def test_differences_that_are_not_finite_are_told() -> None:
     loose_L = torch.empty(1024, dtype=torch.int32, device=DEVICE)
     tallies_3 = torch.zeros(merge.TALLIES, dtype=torch.int64, device=DEVICE)
     merge.count_bf16(
-        bits(base_P).to(DEVICE), bits(tuned_P).to(DEVICE), counts_CB, loose_L, tallies_3
-    )
+        bits(base_P).to(DEVICE), bits(tuned_P).to(DEVICE), counts_CB, loose_L, tallies_3,
+        *often_of(np.zeros(merge.BINS), 16),
+    )  # fmt: skip
     assert int(tallies_3[merge.INFINITE]) == 2
 
 

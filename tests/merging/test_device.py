@@ -126,8 +126,11 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("held", ["all", "base", "none"])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+HELD: list[crossing.Held] = ["all", "base", "none"]
+CASES = [(options, HELD[number % 3]) for number, options in enumerate(OPTIONS)]
+
+
+@pytest.mark.parametrize(("options", "held"), [*CASES, ({}, "base"), ({}, "none")], ids=str)
 def test_every_option_has_the_bits_of_the_processor(
     setup: Setup, options: dict[str, Any], held: crossing.Held
 ) -> None:

@@ -101,6 +101,7 @@ class Crossing:
     ) -> None:
         self.device, self.terms, self.held = device, terms, held
         self._reader, self._base = reader, base
+        self._held_terms = [term if isinstance(term, HeldTerm) else None for term in terms]
         self._places, size = _places(spans)
         slots = {span.slot.name: span.slot for span in spans}
         self._sizes = {name: (slot.end - slot.start) // 2 for name, slot in slots.items()}
@@ -204,7 +205,8 @@ class Crossing:
     def _bring(self, k: int, name: str, start: int, base_P: Tensor, out_P: Tensor) -> None:
         """Copy a term's elements from `start` to `out_P`."""
         term = self.terms[k]
-        held = term.held(name) if isinstance(term, HeldTerm) else None
+        own = self._held_terms[k]
+        held = None if own is None else own.held(name)
         if not term.changes(name):
             held_P = base_P
         elif held is not None:

@@ -32,8 +32,8 @@ __all__ = ["SPAN", "THREADS", "DeviceTies"]
 
 SPAN = 1 << 24  # elements that go at a time
 THREADS = 16
-FEW = 4  # copies of the table of one tensor, of which each thread has some
 BALLOTS, GAINS, AMOUNTS = "\0ballots", "\0gains", "\0amounts"  # no tensor is called so
+_Constants = tuple[Rules, tuple[bool, bool, bool], Mapping[str, Tensor]]
 MOST_COUNTED = (1 << 31) - 1  # in one table, whose places have 32 bits
 
 
@@ -67,18 +67,22 @@ class DeviceTies(Ties):
         self.crossing = Crossing(self.spans, self.walk.reader, terms, device, held, base)
         self._device = device
         self._launching = threading.Lock()  # the first launch compiles
-        self._sent: Mapping[str, Tensor] | None = None
+        self._known: dict[int | None, _Constants] = {}
 
     # Counting
 
     def count(self, rows: Sequence[int]) -> list[dict[str, Histogram]]:
         """The histograms of the terms numbered `rows`."""
         made: list[dict[str, Histogram]] = [{} for _ in rows]
+        with on_stream(self.crossing.work):
+            often = {k: _Often(self._device) for k in rows}
         if self.options.scope == "tensor":
 
             def work(span: Span) -> list[Histogram]:
                 with on_stream(self.crossing.work):
-                    counts = [_Counted(self._device, span.stop - span.start, FEW) for _ in rows]
+                    counts = [
+                        _Counted(self._device, span.stop - span.start, often[k]) for k in rows
+                    ]
                 self._take_span(span, rows, counts)
                 return [self._finished(c, rows[row], [span]) for row, c in enumerate(counts)]
 
@@ -87,7 +91,7 @@ class DeviceTies(Ties):
                     made[row][span.slot.name] = table
             return made
         with on_stream(self.crossing.work):
-            counts = [_Counted(self._device, MOST_LOOSE) for _ in rows]
+            counts = [_Counted(self._device, MOST_LOOSE, often[k]) for k in rows]
         for _ in on_all_cores(
             lambda span: self._take_span(span, rows, counts), self.spans, self.threads
         ):
@@ -117,7 +121,7 @@ class DeviceTies(Ties):
         """The name of a tensor that the term moves by what is not finite."""
         for span in spans:
             with on_stream(self.crossing.work):
-                counts = _Counted(self._device, 0, FEW)
+                counts = _Counted(self._device, 0, _Often(self._device))
             self._take_span(span, [k], [counts])
             with on_stream(self.crossing.work):
                 if counts.histogram() is None:
@@ -128,30 +132,38 @@ class DeviceTies(Ties):
         """The bits of the magnitudes whose bins have more in them than was kept."""
         if not unclear:
             return []
+        order = sorted(range(len(unclear)), key=lambda i: unclear[i][1])
+        groups: dict[str, list[int]] = {}
+        for place, i in enumerate(order):
+            groups.setdefault(unclear[i][1], []).append(place)
         with on_stream(self.crossing.work):
             shape = (len(unclear), kernels.FINE)
             counts_UF = torch.zeros(shape, dtype=torch.int64, device=self._device)
+            asked = [[unclear[i][0] for i in order], [unclear[i][2] for i in order]]
+            rows_U, numbers_U = torch.tensor(asked, dtype=torch.int32).to(self._device)
 
         def work(span: Span) -> None:
-            asked = [i for i, row in enumerate(unclear) if row[1] == self.group(span)]
-            rows = sorted({unclear[i][0] for i in asked})
-            for part in self.crossing.parts(span, rows) if rows else ():
+            places = groups.get(self.group(span))
+            if places is None:
+                return
+            mine = slice(places[0], places[-1] + 1)
+            given = rows_U[mine], numbers_U[mine], counts_UF[mine]
+            rows = [unclear[order[place]][0] for place in places]
+            for part in self.crossing.parts(span, rows):
                 with self._launching, on_stream(self.crossing.work):
-                    for i in asked:
-                        k, _, number, _ = unclear[i]
-                        kernels.look(part.base_P, part.tuned_KP[k], number, counts_UF[i])
+                    kernels.look(part.base_P, part.tuned_KP, *given)
 
         for _ in on_all_cores(work, self.spans, self.threads):
             pass
         with on_stream(self.crossing.work):
             found_UF = counts_UF.cpu().numpy()
-        picked: list[int] = []
-        for (_, _, number, rank), found_F in zip(unclear, found_UF, strict=True):
-            above_F = np.cumsum(found_F[::-1])
-            place = int(np.searchsorted(above_F, rank))
+        picked = [0] * len(unclear)
+        for i, found_F in zip(order, found_UF, strict=True):
+            _, _, number, rank = unclear[i]
+            place = int(np.searchsorted(np.cumsum(found_F[::-1]), rank))
             # Those without low bits are the smallest of their bin.
             low = kernels.FINE - 1 - place if place < kernels.FINE else 0
-            picked.append((number * kernels.FINE) | low)
+            picked[i] = (number * kernels.FINE) | low
         return picked
 
     # Merging
@@ -178,9 +190,7 @@ class DeviceTies(Ties):
         Args:
             tally: where the elected signs are added up, in place of the merge.
         """
-        rule = rules(self.weights, self.options, majority)
-        plain = (bool((rule[0] == 1).all()), bool((rule[1] == 1).all()), bool((rule[2] == 1).all()))
-        sent = self._constants(rule, cuts)
+        rule, plain, sent = self._constants(cuts, majority)
         cuts_K = sent[self.group(span)]
         for part in self.crossing.parts(span, range(len(self.terms))):
             out_P = part.tuned_KP[0] if tally is None else None
@@ -204,22 +214,46 @@ class DeviceTies(Ties):
                 pass
         return self.crossing.tensors_of(0)
 
-    def _constants(self, rule: Rules, cuts: Cuts) -> Mapping[str, Tensor]:
-        """The cuts by group and what the rules have for each term, sent once."""
+    def _constants(self, cuts: Cuts, majority: int | None) -> _Constants:
+        """The rules, which of their products are by 1, and what the kernel reads, sent once."""
         with self._launching, on_stream(self.crossing.work):
-            if self._sent is None:
+            if majority not in self._known:
+                rule = rules(self.weights, self.options, majority)
                 rows = {name: cuts_K.view(np.float32) for name, cuts_K in cuts.items()}
                 rows |= zip((BALLOTS, GAINS, AMOUNTS), rule[:3], strict=True)
                 sent_GK = torch.from_numpy(np.stack(list(rows.values()))).to(self._device)
-                self._sent = dict(zip(rows, sent_GK, strict=True))
-        return self._sent
+                ones = [bool((x_K == 1).all()) for x_K in rule[:3]]
+                sent = dict(zip(rows, sent_GK, strict=True))
+                self._known[majority] = rule, (ones[0], ones[1], ones[2]), sent
+        return self._known[majority]
+
+
+class _Often:
+    """The bins that magnitudes of one term have mostly fallen into so far; no count depends on it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.slots_B = torch.full((kernels.BINS,), kernels.OFTEN, dtype=torch.int16, device=device)
+        self.often_H = torch.arange(kernels.OFTEN, dtype=torch.int32, device=device)
+        self._places_H = self.often_H.to(torch.int16)
+        self._parts = 0
+
+    def learn(self, counts: _Counted) -> None:
+        """Look at the counts after the first part, the second, the fourth, and so on."""
+        self._parts += 1
+        if self._parts & (self._parts - 1):
+            return
+        top_H = counts.counts_B().topk(kernels.OFTEN).indices
+        self.slots_B.fill_(kernels.OFTEN)
+        self.slots_B[top_H] = self._places_H
+        self.often_H.copy_(top_H)
 
 
 class _Counted:
     """A histogram in the making on the device."""
 
-    def __init__(self, device: torch.device, loose: int, copies: int = kernels.COPIES) -> None:
-        shape = (copies, kernels.BINS)
+    def __init__(self, device: torch.device, loose: int, often: _Often) -> None:
+        self._often = often
+        shape = (kernels.COPIES, kernels.BINS)
         self.table_CB = torch.zeros(shape, dtype=torch.int32, device=device)
         self.loose_L = torch.empty(min(loose, MOST_LOOSE), dtype=torch.int32, device=device)
         self.tallies_3 = torch.zeros(kernels.TALLIES, dtype=torch.int64, device=device)
@@ -230,15 +264,19 @@ class _Counted:
     def take(self, base_P: Tensor, tuned_P: Tensor) -> None:
         """Count a part."""
         if len(base_P) > self._room:
-            self._total_B = self._counts_B()
+            self._total_B = self.counts_B()
             self.table_CB.zero_()
             self._room = MOST_COUNTED
         self._room -= len(base_P)
-        kernels.count_bf16(base_P, tuned_P, self.table_CB, self.loose_L, self.tallies_3)
+        kernels.count_bf16(
+            base_P, tuned_P, self.table_CB, self.loose_L, self.tallies_3,
+            self._often.slots_B, self._often.often_H,
+        )  # fmt: skip
+        self._often.learn(self)
 
     def histogram(self) -> Histogram | None:
         """What was counted; None if a difference was not finite."""
-        counts_B = self._counts_B().cpu().numpy()
+        counts_B = self.counts_B().cpu().numpy()
         zero, held, infinite = self.tallies_3.tolist()
         if infinite:
             return None
@@ -247,6 +285,7 @@ class _Counted:
             return Histogram.of(counts_B, None)
         return Histogram.of(counts_B, [self.loose_L[:held].cpu().numpy().view(np.uint32)])
 
-    def _counts_B(self) -> Tensor:
+    def counts_B(self) -> Tensor:
+        """All that was counted, but for what does not move."""
         counts_B = self.table_CB.sum(0, dtype=torch.int64)
         return counts_B if self._total_B is None else counts_B + self._total_B
