@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,6 +26,10 @@ from vectors.tasks.sources import Term
 from vectors.tasks.weights import write_weights as write_on_processor
 from workbench.merging.crossing import free_bytes, room_for
 from workbench.merging.made import Made
+
+if TYPE_CHECKING:
+    from workbench.merging.linear import DeviceSum
+    from workbench.merging.ties import DeviceTies
 
 __all__ = ["SETTING", "Merging", "refusal"]
 
@@ -73,26 +78,40 @@ class Merging:
                 f"These weights cannot be merged on a CUDA device: {why}; "
                 f"set {SETTING} to auto or cpu."
             )
-        if why:
+        merge = None
+        if not why:
+            try:
+                merge = _merge_on_device(checkpoint, terms, weights, op, memo)
+            except torch.OutOfMemoryError:
+                why = "its memory filled up just now"
+        if merge is None:
             yield from write_on_processor(checkpoint, terms, weights, op, folder, memo)
             self.made = Made("cpu", why, seconds=time.perf_counter() - start)
             return
-        # Imported late: it imports triton.
-        from workbench.merging.linear import DeviceSum  # noqa: PLC0415
-        from workbench.merging.ties import DeviceTies  # noqa: PLC0415
-
-        device, rule = torch.device("cuda", torch.cuda.current_device()), op.parameters
-        if isinstance(rule, TiesParameters):
-            merge = DeviceTies(checkpoint, terms, weights, rule, memo, device)
-        else:
-            merge = DeviceSum(checkpoint, terms, weights, device)
         yield from merge.write(folder)
         self.made = Made(
-            torch.cuda.get_device_name(device),
+            torch.cuda.get_device_name(merge.crossing.device),
             held=merge.crossing.held,
             crossed=merge.crossing.crossed,
             seconds=time.perf_counter() - start,
         )
+
+
+def _merge_on_device(
+    checkpoint: Checkpoint,
+    terms: Sequence[Term],
+    weights: Sequence[float],
+    op: Operation,
+    memo: Memo | None,
+) -> DeviceTies | DeviceSum:
+    # Imported late: both import triton.
+    from workbench.merging.linear import DeviceSum  # noqa: PLC0415
+    from workbench.merging.ties import DeviceTies  # noqa: PLC0415
+
+    device, rule = torch.device("cuda", torch.cuda.current_device()), op.parameters
+    if isinstance(rule, TiesParameters):
+        return DeviceTies(checkpoint, terms, weights, rule, memo, device)
+    return DeviceSum(checkpoint, terms, weights, device)
 
 
 def refusal(checkpoint: Checkpoint, terms: int, op: Operation) -> str:
