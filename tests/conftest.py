@@ -22,6 +22,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 if not Path("/dev/nvidiactl").exists():
     # Before anything imports triton: kernels run in its interpreter where there is no GPU.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# What is compared with transformers to the digit must not depend on the processor's instructions.
+os.environ.setdefault("WORKBENCH_CPU_DTYPE", "float32")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    from tests_support.parallel import share_cores
+
+    share_cores(int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
 CHROMIUM = next(
     (p for p in ("chromium", "chromium-browser", "google-chrome") if shutil.which(p)), None
 )
@@ -34,6 +40,16 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which worker runs which files, where pytest has several and nobody named another way."""
+    if config.getvalue("dist") != "load":
+        return None
+    from tests_support.parallel import Scheduling
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,9 @@ __all__ = [
 ]  # fmt: skip
 
 TABS = ("Extract", "Steer", "Verify", "Train", "Compare", "Library")
-ENGINE, RUN, REPLY = 240_000, 240_000, 60_000
-"""Milliseconds: an engine's start, a run, a reply, on two cores that also do other work."""
+ENGINE, RUN, REPLY = 600_000, 600_000, 120_000
+"""Milliseconds after which nothing more is hoped for: an engine's start, a run, a reply, on cores that
+also do other work."""
 
 
 @contextmanager
