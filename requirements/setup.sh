@@ -14,7 +14,8 @@ fi
 echo "Setting up .venv ($flavour); this takes some minutes, once."
 "${PYTHON:-python3.11}" -m venv .venv
 # pip says for each package which of its sources does not have it; only errors are worth a line.
-quiet="--quiet --disable-pip-version-check --no-deps"
+# pip compiles one file after another; below it is done on all cores.
+quiet="--quiet --disable-pip-version-check --no-deps --no-compile"
 pip() { .venv/bin/python -m pip "$@" 2>.venv/pip.log || { grep -v '^WARNING' .venv/pip.log >&2; return 1; }; }
 if [ "$flavour" = cpu ] && ! .venv/bin/python -c 'import torch' 2>/dev/null; then
   torch="$(grep '^torch==' "$lock")"
@@ -29,5 +30,7 @@ fi
 pip install $quiet -r "$lock" -r requirements/dev.lock || {
   echo "The packages could not be installed; check the network or pip's settings, and run make again." >&2; exit 3; }
 pip install $quiet --no-build-isolation --editable .
+# Without it every process compiles what it imports. A few files are templates, and no Python.
+.venv/bin/python -m compileall -qq -j 0 -x 'site-packages/.*/tests?/' .venv/lib || true
 touch "$stamp"
 echo "Ready."
