@@ -70,9 +70,11 @@ PLANT = """(width) => {
 CLOSED = "button.label-wrap:not(.open):visible"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def looked_at(chromium: Any, tiny_url: str) -> Iterator[Callable[[int, str], Any]]:
-    """Open the page at a width and in a theme."""
+    """Open the page at a width and in a theme; it is closed with the test, for it asks for news all the
+    time.
+    """
     contexts: list[Any] = []
 
     def opened(width: int, theme: str) -> Any:
