@@ -14,10 +14,15 @@ from workbench.settings import Home
 
 @contextmanager
 def own_workbench() -> Iterator[Workbench]:
-    """The models stay where they are; library, runs and engines are deleted with the home."""
-    models = Home.default().models
+    """Models, and what engines have compiled, stay where they are; library, runs and engines are
+    deleted with the home."""
+    home = Home.default()
+    cache = home.engines / "cache"
+    cache.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "models").symlink_to(models)
+        (Path(folder) / "models").symlink_to(home.models)
+        (Path(folder) / "engines").mkdir()
+        (Path(folder) / "engines" / "cache").symlink_to(cache)
         os.environ["WORKBENCH_HOME"] = folder
         with Workbench(home=folder) as workbench:
             yield workbench
