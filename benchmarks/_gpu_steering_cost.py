@@ -1,12 +1,12 @@
 """What steering costs in real vLLM on a CUDA device: GPU time of a decode step, host time, tokens a second.
 
-    python benchmarks/_gpu_steering_cost.py [--shape 1.5B] [--starts 5] [--ways baseline,plugin]
-                                            [--together 10] [--prefix-cache] [--results FOLDER]
+    python benchmarks/_gpu_steering_cost.py [--starts "1.5B,8B;1.5B"] [--ways baseline,plugin]
+                                            [--prefix-cache] [--results FOLDER]
 
-Each way is started `--starts` times, a process each; all processes live at once (`--together` at most) and
-take turns, so that plugin and baseline alternate under the same conditions. A process measures the
-replay of the decode graph (CUDA events behind a short sleep, so that no launch is in it), the host's part
-(`prepare_inputs` of the model state, where the plugin works), and whole calls by the clock.
+A start of a shape is a process of each way. Those between semicolons of `--starts` live at once and take
+turns, cell by cell, so that plugin and baseline alternate under the same conditions. A process measures
+the replay of the decode graph (CUDA events behind a short sleep, so that no launch is in it), the host's
+part (`prepare_inputs` of the model state, where the plugin works), and whole calls by the clock.
 
 n requests decode 128 tokens each, all blocks steered by K distinct vectors in turn.
 """
@@ -30,84 +30,84 @@ from _results import append
 
 STEPS = 128
 MARK = "@row "
+CELLS = [(1, 0), (1, 1), (32, 0), (32, 32), (256, 0), (256, 1), (256, 256)]
+CACHE_GIB = {"1.5B": 1.6, "8B": 6.6, "0.8B hybrid": 6.0}
+"""What 256 requests of 192 tokens need, so that many processes fit on one device."""
 WAYS = {
     "baseline": {"plugin": False},
     "plugin": {"plugin": True},
     "operators": {"plugin": True, "operators": "all"},
     "capture": {"plugin": True, "capture": True},
-    "late": {"plugin": True},
+    "late": {"plugin": True},  # without the hint to make the edit early
 }
 
 
 def main() -> None:
     """Start the processes, let them take turns, print, and append to the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--shape", choices=list(SHAPES), default="1.5B")
-    parser.add_argument("--starts", type=int, default=5, help="processes of each way")
+    parser.add_argument("--starts", default=";".join(["1.5B"] * 5), help="see above")
     parser.add_argument("--ways", default="baseline,plugin", help=f"of {', '.join(WAYS)}")
-    parser.add_argument("--together", type=int, default=10, help="processes at once; memory limits")
-    parser.add_argument("--requests", default="1,32,256", help="numbers of requests")
     parser.add_argument("--prefix-cache", action="store_true", help="with vLLM's prefix cache")
     parser.add_argument("--results", type=Path, help="folder to append to")
     parser.add_argument("--child", choices=list(WAYS))
+    parser.add_argument("--shape", choices=list(SHAPES))
     parser.add_argument("--work", type=Path)
     given = parser.parse_args()
     if given.child:
         child(given)
         return
-    ways = given.ways.split(",")
+    ways, groups = given.ways.split(","), [g.split(",") for g in given.starts.split(";")]
     if wrong := set(ways) - set(WAYS):
         parser.error(f"--ways knows {', '.join(WAYS)}, not {', '.join(sorted(wrong))}")
-    sizes = [int(n) for n in given.requests.split(",")]
-    rows: list[dict[str, Any]] = []
+    if wrong := {shape for group in groups for shape in group} - set(SHAPES):
+        parser.error(f"--starts knows {', '.join(SHAPES)}, not {', '.join(sorted(wrong))}")
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
-        save_vectors(Path(folder), max(sizes), SHAPES[given.shape])
-        order = [way for _ in range(given.starts) for way in ways]
-        # The first of each way compiles; the others find what it compiled.
-        for group in [ways, *split(order[len(ways) :], given.together)]:
-            rows += turns(group, sizes, given, folder)
-    numbers = {"shape": given.shape, "prefix_cache": given.prefix_cache, "rows": rows}
-    numbers["summary"] = table(rows)
-    if given.results:
-        append("steering", numbers, given.results)
+        rows = [row for group in groups for row in turns(group, ways, given, Path(folder))]
+    for shape in sorted({row["shape"] for row in rows}):
+        these = [row for row in rows if row["shape"] == shape]
+        numbers = {"shape": shape, "prefix_cache": given.prefix_cache, "rows": these}
+        print(f"\n{shape}")
+        numbers["summary"] = table(these)
+        if given.results:
+            append("steering", numbers, given.results)
 
 
-def split(order: list[str], size: int) -> list[list[str]]:
-    """Groups of so many that can live at once."""
-    return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-def turns(group: list[str], sizes: list[int], given: Any, folder: str) -> list[dict[str, Any]]:
-    """Start a group; each process measures a cell before any of them measures the next."""
+def turns(
+    shapes: list[str], ways: list[str], given: argparse.Namespace, work: Path
+) -> list[dict[str, Any]]:
+    """Start a group; in each cell every process has its turn."""
     began = time.monotonic()
-    children = [launch(way, given, folder) for way in group]
+    group = [(shape, way) for shape in shapes for way in ways]
+    children = [launch(shape, way, given, work) for shape, way in group]
+    for shape in set(shapes):
+        save_vectors(work / shape, max(n for n, _ in CELLS), SHAPES[shape])
     for process in children:
         answer(process)
     print(f"{group} ready after {time.monotonic() - began:.0f} s", flush=True)
     rows = []
-    for n in sizes:
-        for k in sorted({0, 1, n}):
-            for way, process in zip(group, children, strict=True):
-                if k and way == "baseline":
-                    continue
-                process.stdin.write(f"{n} {k}\n")
-                process.stdin.flush()
-                rows.append({"way": way, **answer(process)})
+    for n, k in CELLS:
+        for (shape, way), process in zip(group, children, strict=True):
+            if k and way == "baseline":
+                continue
+            process.stdin.write(f"{n} {k}\n")
+            process.stdin.flush()
+            rows.append({"shape": shape, "way": way, **answer(process)})
     for process in children:
         process.stdin.close()
     for process in children:
         process.wait()
-    print(f"{group} ended after {time.monotonic() - began:.0f} s", flush=True)
+    print(f"ended after {time.monotonic() - began:.0f} s", flush=True)
     return rows
 
 
-def launch(way: str, given: Any, folder: str) -> Any:
+def launch(shape: str, way: str, given: argparse.Namespace, work: Path) -> Any:
     """A process that waits for cells on its standard input."""
-    command = [sys.executable, __file__, "--child", way, "--work", folder, "--shape", given.shape]
-    command += ["--requests", given.requests] + ["--prefix-cache"] * given.prefix_cache
+    command = [sys.executable, __file__, "--child", way, "--work", str(work), "--shape", shape]
+    command += ["--prefix-cache"] * given.prefix_cache
+    found = environment(work, **WAYS[way]) | {"WORKBENCH_LIBRARY": str(work / shape / "library")}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment(Path(folder), **WAYS[way]), **pipes)
+    return subprocess.Popen(command, env=found | {"TORCHINDUCTOR_COMPILE_THREADS": "4"}, **pipes)
 
 
 def answer(process: Any) -> dict[str, Any]:
@@ -130,16 +130,17 @@ def child(given: Any) -> None:
         edit.early = lambda x: x
         os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"
     shape = SHAPES[given.shape]
-    sizes = [int(n) for n in given.requests.split(",")]
+    sizes = sorted({n for n, _ in CELLS})
     llm = start(
         given.work / given.shape,
         load_format="dummy",
         max_num_seqs=max(sizes),
         enable_prefix_caching=given.prefix_cache,
         disable_log_stats=True,
-        gpu_memory_utilization=0.05 if given.shape != "8B" else 0.25,
-        kv_cache_memory_bytes=(2 if given.shape != "8B" else 7) * 2**30,
-        compilation_config={"cudagraph_capture_sizes": sorted({*sizes, 512})},
+        gpu_memory_utilization=0.05,  # replaced by what follows
+        kv_cache_memory_bytes=int(CACHE_GIB[given.shape] * 2**30),
+        max_num_batched_tokens=8192,
+        compilation_config={"cudagraph_capture_sizes": sizes},
     )
     runner = runner_of(llm)
     graph, host = Timer(), Timer()
@@ -166,13 +167,13 @@ def measure(
     steers = [{"steer": f"v{i % k}=0.01:0-{blocks - 1}"} if k else None for i in range(n)]
     settings: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True, "detokenize": False}
     rates = []
-    for turn in range(5):
-        graph.on, host.on = turn == 4, turn == 3
+    for turn in range(4):
+        graph.on, host.on = turn == 3, turn == 2
         length = 8 if turn == 0 else STEPS
         params = [SamplingParams(max_tokens=length, extra_args=s, **settings) for s in steers]
         started = time.perf_counter()
         llm.generate(prompts, params, use_tqdm=False)
-        if turn in (1, 2, 3):
+        if turn in (1, 2):
             rates.append(n * length / (time.perf_counter() - started))
     graph_us, host_us = graph.take(), host.take()
     return {
@@ -238,6 +239,8 @@ def save_vectors(work: Path, count: int, shape: dict[str, Any]) -> None:
 
     blocks, width = shape["num_hidden_layers"], shape["hidden_size"]
     library = Library(work / "library")
+    if any(True for _ in library.list()):
+        return
     for n in range(count):
         directions = {b: random_direction(width, 1000 * n + b) for b in range(blocks)}
         vector = SteeringVector(BASE, directions, dict.fromkeys(directions, 1.0), blocks // 2)
