@@ -58,7 +58,9 @@ def gated_delta_rule(
     """
     check_delta(q_BTJK, k_BTJK, v_BTHE, g_BTH, beta_BTH, state_BHKE)
     if lengths_B is None:
-        lengths_B = torch.full((len(v_BTHE),), v_BTHE.shape[1], device=v_BTHE.device)
+        lengths_B = torch.full(
+            (len(v_BTHE),), v_BTHE.shape[1], dtype=torch.int32, device=v_BTHE.device
+        )
     differentiable: Any = _GatedDeltaRule.apply
     return differentiable(
         q_BTJK,
