@@ -7,8 +7,8 @@ On a CPU it takes the model in use (the bundled one unless named) in float32; on
 model of 0.8B and a dense one of 8B, random, in bfloat16, with a context of 8,192 and a decision of
 256. Gradients are compared first, against one plain graph in which keys, values and states of the
 context are detached: in float32, frozen and reused; on a GPU also the kernels in bfloat16, one by one
-and recorded with the elementwise work compiled, which may be off by little more than transformers' own
-bfloat16 is. If they differ, nothing is timed.
+and recorded with the elementwise work compiled, formed and as factors, which may be off by little more
+than transformers' own bfloat16 is. If they differ, nothing is timed.
 
 Then, best of the repeats: forward and backward of the whole sequence with the loss on the decision
 (prompt-masked), of the frozen context read anew, and of the context reused, by the kernels where they
@@ -40,6 +40,7 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 from workbench.train import recorded, step
 from workbench.train.apollo import Apollo
 from workbench.train.batches import Batch, Decision, collate
+from workbench.train.factored import factors_of
 from workbench.train.frozen import FrozenContext, freeze_context
 from workbench.train.memory import peak_bytes
 from workbench.train.modes import training
@@ -49,7 +50,7 @@ from workbench.train.step import Read, decision_loss, take_step
 CUDA = torch.cuda.is_available()
 ENOUGH = 2e-3 if CUDA else 1e-4
 """Error of a gradient in float32; on a GPU, kernels of other packages round to tf32."""
-LONG = 8.0
+LONG = 4.0
 """Seconds after which a measurement is not repeated."""
 WORSE = 1.5
 """How many times the error of transformers' bfloat16 the kernels' may be."""
@@ -68,16 +69,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to append to")
     asked = parser.parse_args()
     size = (asked.context, asked.decision, asked.repeats)
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "gradient, dense": lambda: checked(small("dense")),
-        "gradient, hybrid": lambda: checked(small("hybrid")),
-    }
+    models = {"hybrid": hybrid, "dense": dense}
+    kinds = asked.parts.split(",") if asked.parts else list(models)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {}
+    for kind in kinds:
+        parts[f"gradient, {kind}"] = lambda kind=kind: checked(small(kind))
+        if CUDA:
+            parts[f"kernels, {kind}"] = lambda kind=kind: checked_kernels(small(kind, wide=True))
     if CUDA:
-        parts["kernels, dense"] = lambda: checked_kernels(small("dense", wide=True))
-        parts["kernels, hybrid"] = lambda: checked_kernels(small("hybrid", wide=True))
-        models = {"hybrid": hybrid, "dense": dense}
-        for name in asked.parts.split(",") if asked.parts else models:
-            parts[name] = lambda make=models[name]: measured(make(), *size, asked.profile)
+        for kind in kinds:
+            parts[kind] = lambda make=models[kind]: measured(make(), *size, asked.profile)
     else:
         parts["model"] = lambda: measured(in_use(), *size)
     found: dict[str, Any] = {"context": asked.context, "decision": asked.decision}
@@ -219,7 +220,7 @@ def checked(model: Any, context: int = 48, decision: int = 16) -> dict[str, Any]
     return {"gradient_error": max(errors), "wrong": not max(errors) <= ENOUGH}
 
 
-def checked_kernels(model: Any, context: int = 1000, decision: int = 200) -> dict[str, Any]:
+def checked_kernels(model: Any, context: int = 1000, decision: int = 250) -> dict[str, Any]:
     """The same in bfloat16: transformers' own, the kernels', and the recorded and compiled ones'."""
     batch = batch_of(model, 1, context, decision)
     half = copy.deepcopy(model).bfloat16()
@@ -231,11 +232,12 @@ def checked_kernels(model: Any, context: int = 1000, decision: int = 200) -> dic
         found = {"transformers_error": off(gradient(half, batch, 2), plain)}
     found["kernels_error"] = off(gradient(half, batch, 2), plain)
     with training(half) as weights:
-        kept_grads = _Keep(weights.values())
-        steps = RecordedSteps(half, weights.values(), kept_grads, 1e9)
-        for name in ("recorded_error", "replayed_error"):
-            steps.take(batch, None)
-            found[name] = off(kept_grads.seen, plain)
+        for kind, keeping in (("factored_", _KeepFactors), ("", _Keep)):
+            kept_grads = keeping(weights.values())
+            steps = RecordedSteps(half, weights.values(), kept_grads, 1e9)
+            for name in ("recorded_error", "replayed_error"):
+                steps.take(batch, None)
+                found[kind + name] = off(kept_grads.seen, plain)
     limit = WORSE * found["transformers_error"]
     wrong = [name for name, error in found.items() if not error <= limit]
     return {**found, "wrong": ", ".join(wrong)}
@@ -263,6 +265,17 @@ class _Keep(torch.optim.Optimizer):
         self.seen = flat(self.param_groups[0]["params"])
 
 
+class _KeepFactors(Apollo):
+    """The same, of gradients that APOLLO takes as factors."""
+
+    seen = torch.empty(0)
+
+    def prepare(self) -> list[Callable[[], None]]:
+        self.seen = flat(self.param_groups[0]["params"])
+        assert any(factors_of(p) is not None for p in self.param_groups[0]["params"])
+        return []
+
+
 def gradient(model: Any, batch: Batch, tier: int, read: Read = freeze_context) -> Tensor:
     """The gradient of all parameters, in float64 on the CPU."""
     with training(model) as weights:
@@ -271,8 +284,9 @@ def gradient(model: Any, batch: Batch, tier: int, read: Read = freeze_context) -
 
 
 def flat(parameters: Any) -> Tensor:
-    """The gradients of parameters, one after the other."""
-    return torch.cat([p.grad.flatten().double().cpu() for p in parameters])
+    """The gradients of parameters, formed or factored, one after the other."""
+    kept = [p.grad if (factors := factors_of(p)) is None else factors.dense() for p in parameters]
+    return torch.cat([gradient.flatten().double().cpu() for gradient in kept])
 
 
 def off(found: Tensor, true: Tensor) -> float:
@@ -314,7 +328,7 @@ def without_kernels() -> Iterator[None]:
 def not_compiled() -> Iterator[None]:
     """Record elementwise work as transformers has it."""
     own = recorded.fused
-    recorded.fused = lambda model: nullcontext()
+    recorded.fused = lambda *args, **options: nullcontext()
     try:
         yield
     finally:
@@ -388,12 +402,13 @@ def best(work: Callable[[], object], repeats: int) -> float:
 def small(kind: str, wide: bool = False) -> Any:
     """A seeded float32 model of two or four layers, to compare gradients on.
 
-    `wide` has the heads of the models that are timed.
+    `wide` has the heads of the models that are timed, and the hybrid also their widths, so that its
+    halves are compiled once for both.
     """
     torch.manual_seed(0)
     shared: dict[str, Any] = {"vocab_size": 256, "max_position_embeddings": 4096}
     if wide:
-        shared |= {"hidden_size": 1024, "intermediate_size": 1536}
+        shared |= {"hidden_size": 1024, "intermediate_size": 3584}
         shared |= {"num_attention_heads": 8, "num_key_value_heads": 2}
         shared |= {"head_dim": 128 if kind == "dense" else 256}
     else:

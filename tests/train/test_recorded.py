@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from vectors.errors import InputError, ModelNotSupported, RunFailed
-from workbench.train import Decision, SoftTargets, TrainConfig, recorded, train
+from workbench.train import Decision, SoftTargets, TrainConfig, kernels, recorded, train
 from workbench.train.batches import collate
 from workbench.train.contexts import ContextStore
+from workbench.train.factored import factors_of
 from workbench.train.frozen import freeze_context
+from workbench.train.fused import fused
 from workbench.train.modes import training
 from workbench.train.optimizers import make_optimizer
 from workbench.train.recorded import RecordedSteps
@@ -78,6 +82,21 @@ def test_weights_are_those_of_plain_steps(model, soft: bool) -> None:
     assert (change - true).norm() < 1e-2 * true.norm()
 
 
+@pytest.mark.parametrize(("soft", "few"), [(False, 0), (False, 1000), (True, 1000)])
+def test_weights_are_those_of_plain_steps_where_matrices_are_joined(
+    model, soft: bool, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels' references and halves that are not compiled stand in where there is no CUDA."""
+    plain, true = moved(model, soft, record=False)
+    monkeypatch.setattr(modeling_qwen3_5, kernels.RULE, getattr(modeling_qwen3_5, kernels.RULE))
+    monkeypatch.setattr(recorded, "kernels_fit", lambda model: True)
+    monkeypatch.setattr(recorded, "FEW", few)
+    monkeypatch.setattr(recorded, "fused", partial(fused, compiled=lambda function: function))
+    found, change = moved(model, soft, record=True)
+    assert found == pytest.approx(plain, rel=1e-4)
+    assert (change - true).norm() < 1e-2 * true.norm()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("soft", [False, True])
 def test_replayed_weights_are_those_of_plain_steps(model, soft: bool) -> None:
@@ -113,7 +132,13 @@ def test_a_run_records_only_where_contexts_are_frozen(llama) -> None:
         train(llama, made, None, TrainConfig(**settings, tier=1, recorded=True))
 
 
-def test_a_step_that_is_not_finite_moves_nothing(llama) -> None:
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_step_that_is_not_finite_moves_nothing(
+    llama, joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if joined:
+        monkeypatch.setattr(recorded, "kernels_fit", lambda model: True)
+        monkeypatch.setattr(recorded, "fused", partial(fused, compiled=lambda function: function))
     (batch, _), *_ = steps(soft=False)
     with training(llama) as weights:
         optimizer = make_optimizer(weights.values(), TrainConfig(rank=8))
@@ -124,6 +149,7 @@ def test_a_step_that_is_not_finite_moves_nothing(llama) -> None:
         with pytest.raises(RunFailed, match="The loss is"):
             fixed.take(batch, None)
         assert all(map(torch.equal, before, weights.values()))
+        assert all(p.grad is None and factors_of(p) is None for p in weights.values())
 
 
 def test_a_window_of_the_context_cannot_be_padded(sliding) -> None:

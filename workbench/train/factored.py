@@ -9,7 +9,7 @@ Shape letters: M x N a weight, D tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,9 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Factors", "clip_grad_norm", "factored_linears", "factors_of", "linear"]
+__all__ = [
+    "Factors",
+    "clip_grad_norm",
+    "clip_gradients",
+    "drop_factors",
+    "factored_linears",
+    "factors_of",
+    "keep_factors",
+    "linear",
+]
 
 NAME = "workbench_factors"
+FOREACH: Any = torch
+"""PyTorch's functions over lists of tensors, which it keeps private and its optimizers use."""
 
 
 @dataclass
@@ -54,6 +65,11 @@ def factors_of(weight: Tensor) -> Factors | None:
     return getattr(weight, NAME, None)
 
 
+def keep_factors(weight: Tensor, factors: Factors) -> None:
+    """Leave the gradient of `weight` as factors."""
+    setattr(weight, NAME, factors)
+
+
 def drop_factors(weight: Tensor) -> None:
     """Forget them, as `zero_grad` forgets a gradient."""
     if hasattr(weight, NAME):
@@ -76,7 +92,7 @@ class _Linear(torch.autograd.Function):
         factors = factors_of(weight)
         if factors is None:
             factors = Factors()
-            setattr(weight, NAME, factors)
+            keep_factors(weight, factors)
         factors.inputs.append(x.detach().reshape(-1, x.shape[-1]))
         factors.output_grads.append(dy.detach().reshape(-1, dy.shape[-1]))
         return (dy @ weight if ctx.needs_input_grad[0] else None), None
@@ -143,16 +159,32 @@ def clip_grad_norm(parameters: Iterable[Tensor], most: float) -> Tensor:
             grads.append(parameter.grad)
         if (kept := factors_of(parameter)) is not None:
             factors.append(kept)
-    norms = [torch.linalg.vector_norm(gradient).float() for gradient in grads]
-    norms += [kept.square().sqrt().float() for kept in factors]
-    if not norms:
+    if not grads and not factors:
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(norms))
-    shrink = (most / (norm + 1e-6)).clamp_max(1.0)
-    for gradient in grads:
-        gradient.mul_(shrink)
-    for kept in factors:
-        kept.output_grads = [dy * shrink.to(dy.dtype) for dy in kept.output_grads]
+    squares = [kept.square() for kept in factors]
+    return clip_gradients(grads, factors, most, torch.stack(squares) if squares else None)
+
+
+@torch.no_grad()
+def clip_gradients(
+    gradients: Sequence[Tensor], factors: Sequence[Factors], most: float, squares: Tensor | None
+) -> Tensor:
+    """Shrink formed and factored gradients together, at least one; return the norm before.
+
+    Args:
+        squares: squared norms of the factored ones, in any order.
+    """
+    parts = []
+    if gradients:
+        # In the gradients' own dtype, a norm would have three digits.
+        accurate = _accurate(gradients[0].dtype)
+        norms = FOREACH._foreach_norm(list(gradients), 2, dtype=accurate)
+        parts.append(torch.stack(norms).square().sum())
+    if squares is not None:
+        parts.append(squares.sum())
+    norm = torch.stack([part.float() for part in parts]).sum().sqrt()
+    shrunk = [*gradients, *(kept.joined()[1] for kept in factors)]
+    FOREACH._foreach_mul_(shrunk, (most / (norm + 1e-6)).clamp_max(1.0))
     return norm
 
 

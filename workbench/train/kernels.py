@@ -31,7 +31,7 @@ from vectors.errors import ModelNotSupported
 from workbench.train.cache import FrozenCache
 from workbench.train.frozen import FrozenContext
 
-__all__ = ["MARK", "kernels_fit", "read_by_kernels"]
+__all__ = ["MARK", "ApartAttention", "attend", "kernels_fit", "read_by_kernels"]
 
 NAME = "frozen_prefix"
 RULE = "torch_chunk_gated_delta_rule"
@@ -65,7 +65,7 @@ def read_by_kernels(context: FrozenContext) -> FrozenContext:
             f"The kernels stand in for sdpa attention, and this model uses {implementation}; "
             'load it with attn_implementation="sdpa".'
         )
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     context.model.set_attn_implementation(NAME)
     for module in {sys.modules[type(m).__module__] for m in context.model.modules()}:
@@ -78,7 +78,7 @@ def read_by_kernels(context: FrozenContext) -> FrozenContext:
     return replace(context, cache=cache)
 
 
-class _ApartAttention(DynamicLayer):
+class ApartAttention(DynamicLayer):
     """Hands out the decision's keys and values as they are, marked with the context's."""
 
     lengths_B: Tensor
@@ -101,7 +101,7 @@ def _marked(layer: Any, lengths_B: Tensor) -> Any:
         }
         return twin
     if isinstance(layer, DynamicLayer) and not layer.is_sliding:
-        twin = object.__new__(_ApartAttention)
+        twin = object.__new__(ApartAttention)
         vars(twin).update(vars(layer), lengths_B=lengths_B)
         return twin
     return layer
@@ -119,7 +119,7 @@ def _numbered(states: Any) -> list[tuple[int, Tensor]]:
     return list(states.items() if isinstance(states, dict) else enumerate(states))
 
 
-def _attention(
+def attend(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -129,7 +129,7 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The signature of transformers' attention functions; returns `[B, T, H, K]`."""
+    """Attention with the signature of transformers' functions; returns `[B, T, H, K]`."""
     prefix = getattr(key, MARK, None)
     if prefix is not None and not dropout and not any(kwargs.get(n) is not None for n in UNKNOWN):
         prefix_k, prefix_v, lengths_B = prefix

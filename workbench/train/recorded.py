@@ -16,20 +16,26 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from workbench.train.apollo import Apollo
 from workbench.train.batches import Batch
+from workbench.train.factored import Factors, clip_gradients, drop_factors, keep_factors
 from workbench.train.frozen import FrozenContext, freeze_context
 from workbench.train.fused import fused
-from workbench.train.kernels import kernels_fit, read_by_kernels
-from workbench.train.losses import SoftTargets, soft_loss, token_loss
+from workbench.train.joined import Group, JoinedWeights
+from workbench.train.kernels import kernels_fit
+from workbench.train.losses import SoftTargets
+from workbench.train.shapes import StepShape
 from workbench.train.step import Read, check_finite
 
 __all__ = ["RecordedSteps"]
 
 PREFIX, WIDTH = 512, 32
 """Contexts and decisions are padded to multiples of these."""
+FEW = 256
+"""Positions of a step up to which APOLLO moves matrices by factors of their gradients."""
 
 
 class RecordedSteps:
@@ -52,7 +58,16 @@ class RecordedSteps:
     ) -> None:
         self.model, self.parameters = model, list(parameters)
         self.optimizer, self.clip = optimizer, clip
-        self._shapes: dict[tuple[int, ...], _Shape] = {}
+        self._joined = JoinedWeights(model, self.parameters) if kernels_fit(model) else None
+        self._projected = {
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if isinstance(optimizer, Apollo)
+            and parameter.ndim == 2
+            and min(parameter.shape) > group["rank"]
+        }
+        self._shapes: dict[tuple[int, ...], StepShape] = {}
         self._pool: Any = None
 
     def take(
@@ -68,18 +83,24 @@ class RecordedSteps:
         shape = self._shape(batch, target, context)
         shape.fill(batch, target, context)
         self._run(shape)
-        for parameter, gradient in zip(self.parameters, shape.gradients, strict=True):
-            parameter.grad = gradient
-        prepare = getattr(self.optimizer, "prepare", None)
-        calls = [self.optimizer.step] if prepare is None else prepare()
-        loss, norm = shape.numbers.tolist()
-        check_finite(loss, norm)
-        self._move(shape, calls, record=prepare is not None)
-        for parameter in self.parameters:
-            parameter.grad = None
+        try:
+            for parameter, gradient in shape.gradients.items():
+                if isinstance(gradient, Factors):
+                    keep_factors(parameter, gradient)
+                else:
+                    parameter.grad = gradient
+            prepare = getattr(self.optimizer, "prepare", None)
+            calls = [self.optimizer.step] if prepare is None else prepare()
+            loss, norm = shape.numbers.tolist()
+            check_finite(loss, norm)
+            self._move(shape, calls, record=prepare is not None)
+        finally:
+            for parameter in self.parameters:
+                parameter.grad = None
+                drop_factors(parameter)
         return loss, norm
 
-    def _shape(self, batch: Batch, target: SoftTargets | None, context: FrozenContext) -> _Shape:
+    def _shape(self, batch: Batch, target: SoftTargets | None, context: FrozenContext) -> StepShape:
         rows, width = batch.decision_ids_BT.shape
         kept = 0 if target is None else target.ids_NK.shape[1]
         # One position of padding at least: without any, transformers leaves the mask out, but only
@@ -87,36 +108,57 @@ class RecordedSteps:
         prefix = _round_up(context.mask_BP.shape[1] + 1, PREFIX)
         key = (rows, prefix, _round_up(width, WIDTH), kept)
         if key not in self._shapes:
-            self._shapes[key] = _Shape(context, *key)
+            self._shapes[key] = StepShape(context, *key, by_kernels=kernels_fit(self.model))
         return self._shapes[key]
 
-    def _run(self, shape: _Shape) -> None:
+    def _run(self, shape: StepShape) -> None:
         """Forward and backward; afterwards the shape has the gradients and the two numbers."""
         if self.model.device.type != "cuda":
             self._work(shape)
         else:
             if shape.steps is None:
                 shape.steps = self._record(lambda: self._work(shape), warm=2)
+                shape.send()
             shape.steps.replay()
 
-    def _work(self, shape: _Shape) -> None:
+    def _work(self, shape: StepShape) -> None:
+        shape.gradients = {}
         for parameter in self.parameters:
             parameter.grad = None
-        with fused(self.model) if shape.by_kernels else nullcontext():
+        groups = list(self._joined.groups.values()) if self._joined is not None else []
+        rows, width = shape.ids_BT.shape
+        if self._joined is not None:
+            few = [g for g in groups if self._keeps_factors(g)] if rows * width <= FEW else []
+            self._joined.begin(rows, width, few)
+        with fused(self.model, joined=self._joined) if shape.by_kernels else nullcontext():
             loss = shape.loss()
             loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        shape.numbers.copy_(torch.stack([loss.detach().float(), norm.float()]))
-        shape.gradients = [parameter.grad for parameter in self.parameters]
+        leaves = [*self.parameters, *(group.weight for group in groups)]
+        formed = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        factors = [kept for group in groups if (kept := group.factors()) is not None]
+        squares = shape.squares(factors) if factors else None
+        norm = clip_gradients(formed, factors, self.clip, squares)
+        shape.numbers.copy_(torch.stack([loss.detach().float(), norm]))
+        shape.gradients |= {p: p.grad for p in self.parameters if p.grad is not None}
+        if self._joined is not None:
+            shape.gradients |= self._joined.hand_out(lambda p: p in self._projected)
+            self._joined.begin(rows, width)
+        for parameter in self.parameters:
+            parameter.grad = None
 
-    def _move(self, shape: _Shape, calls: Sequence[Callable[[], Any]], record: bool) -> None:
+    def _keeps_factors(self, group: Group) -> bool:
+        """Whether the optimizer can move what is in a group by factors, most of it at least."""
+        aligned = not any(side % 8 for weight in group.owned for side in weight.shape)
+        return aligned and any(weight in self._projected for weight in group.owned)
+
+    def _move(self, shape: StepShape, calls: Sequence[Callable[[], Any]], record: bool) -> None:
         """Take the optimizer's step: the first as it is, so that its tables are there to record."""
 
         def move() -> None:
             for call in calls:
                 call()
 
-        if self.model.device.type != "cuda" or not record or not shape.moved:
+        if self.model.device.type != "cuda" or not (record and calls and shape.moved):
             move()
             shape.moved = True
             return
@@ -131,76 +173,11 @@ class RecordedSteps:
             for _ in range(warm):
                 work()
         torch.cuda.current_stream().wait_stream(side)
-        for parameter in self.parameters if warm else ():
-            parameter.grad = None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             work()
         self._pool = graph.pool()
         return graph
-
-
-class _Shape:
-    """The tensors that a record reads, and what it leaves."""
-
-    def __init__(
-        self, context: FrozenContext, rows: int, prefix: int, width: int, kept: int
-    ) -> None:
-        device = context.mask_BP.device
-
-        def new(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self.ids_BT = new(rows, width)
-        self.mask_BT = new(rows, width, dtype=torch.bool)
-        self.labels_N = new(rows * width)
-        self.weights_N = new(rows * width, dtype=torch.float32)
-        self.target = None
-        if kept:
-            self.target = SoftTargets(
-                new(rows * width, kept, dtype=torch.int32),
-                new(rows * width, kept, dtype=torch.float16),
-                new(rows * width, dtype=torch.float32),
-            )
-        self.cache = context.cache.padded(prefix)
-        self.context = FrozenContext(
-            context.model, self.cache, new(rows, prefix, dtype=torch.bool), new(rows)
-        )
-        self.by_kernels = kernels_fit(context.model)
-        if self.by_kernels:
-            self.context = read_by_kernels(self.context)
-        self.numbers = new(2, dtype=torch.float32)
-        self.gradients: list[Tensor | None] = []
-        self.steps: torch.cuda.CUDAGraph | None = None
-        self.moves: torch.cuda.CUDAGraph | None = None
-        self.moved = False
-
-    def fill(self, batch: Batch, target: SoftTargets | None, context: FrozenContext) -> None:
-        """Copy a step's inputs in, without waiting for the device."""
-        width = batch.decision_ids_BT.shape[1]
-        self.mask_BT.zero_()[:, :width].copy_(batch.decision_mask_BT)
-        self.ids_BT.zero_()[:, :width].copy_(batch.decision_ids_BT)
-        learnt_N = self.mask_BT.flatten()
-        # The how-manieth learnt position each one is; padding repeats one and weighs nothing.
-        place_N = (learnt_N.cumsum(0) - 1).clamp(min=0)
-        self.labels_N.copy_(batch.labels_N[place_N])
-        self.weights_N.copy_(learnt_N / learnt_N.sum())
-        if self.target is not None and target is not None:
-            self.target.ids_NK.copy_(target.ids_NK[place_N])
-            self.target.log_probs_NK.copy_(target.log_probs_NK[place_N])
-            self.target.log_rest_N.copy_(target.log_rest_N[place_N])
-        P = context.mask_BP.shape[1]
-        mask_BP = self.context.mask_BP.zero_()
-        mask_BP[:, mask_BP.shape[1] - P :].copy_(context.mask_BP)
-        self.context.lengths_B.copy_(context.lengths_B)
-        self.cache.fill(context.cache)
-
-    def loss(self) -> Tensor:
-        """The mean loss of the learnt positions."""
-        logits_NV = self.context.forward(self.ids_BT, self.mask_BT).flatten(0, 1)
-        if self.target is None:
-            return token_loss(logits_NV, self.labels_N, self.weights_N)
-        return soft_loss(logits_NV, self.target, self.weights_N)
 
 
 def _round_up(size: int, step: int) -> int:
