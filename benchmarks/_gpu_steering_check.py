@@ -74,7 +74,8 @@ def check(work: Path, shape: str) -> None:
     llm = start(
         work / shape,
         max_logprobs=5,
-        gpu_memory_utilization=0.3,
+        gpu_memory_utilization=0.05,  # replaced by what follows
+        kv_cache_memory_bytes=2**30,
         compilation_config={"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]},
     )
     print(json.dumps(llm.collective_rpc("workbench_hello")[0], indent=1))

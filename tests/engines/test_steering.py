@@ -118,12 +118,15 @@ def test_when_the_last_steered_request_has_gone_nothing_is_steered():
     assert torch.equal(toy(h_TD), plain_TD) and steering.idle
 
 
-def test_steps_that_repeat_the_last_one_cost_nothing_and_are_never_wrong():
+@pytest.mark.parametrize("host", [False, True])
+def test_steps_that_repeat_the_last_one_cost_nothing_and_are_never_wrong(host):
     """Random steps of requests that come and go; each has the rows that a fresh look would give it."""
     draw = random.Random(0)
     _, steering = make(slots=4)
-    expand, looked = steering._expand, []
-    steering._expand = lambda *a: (looked.append(a), expand(*a))
+    looked = []
+    way = "_fill" if host else "_expand"
+    original = getattr(steering, way)
+    setattr(steering, way, lambda *a: (looked.append(a), original(*a)))
     slots: dict[str, int] = {}
     position, length = {}, {}
     steps = 0
@@ -155,14 +158,17 @@ def test_steps_that_repeat_the_last_one_cost_nothing_and_are_never_wrong():
         decoding = (slots_N, starts_N) if sum(counts) == len(counts) else None
         tokens = sum(counts) + (draw.random() < 0.05)
         steps += 1
-        steering.expand(
-            torch.tensor(positions),
-            first_N1,
-            torch.from_numpy(slots_N),
-            len(counts),
-            tokens,
-            decoding,
-        )
+        if host:
+            steering.place(slots_N, starts_N, np.array(counts))
+        else:
+            steering.expand(
+                torch.tensor(positions),
+                first_N1,
+                torch.from_numpy(slots_N),
+                len(counts),
+                tokens,
+                decoding,
+            )
         true_T = torch.zeros_like(steering.table.row_of_token_T)
         whose = np.repeat(slots_N, counts)
         for t, (slot, p) in enumerate(zip(whose, positions, strict=True)):

@@ -123,6 +123,8 @@ class TokenRows:
         if not self._used and not self._written:
             return
         tokens = int(counts_N.sum())
+        if self._stands((slots_N, starts_N) if tokens == len(counts_N) else None, tokens):
+            return
         first_N = np.cumsum(counts_N) - counts_N
         positions_T = np.arange(tokens) + np.repeat(starts_N - first_N, counts_N)
         slots_T4 = np.repeat(self._slots_S4[slots_N], counts_N, axis=0)
@@ -133,6 +135,7 @@ class TokenRows:
         padded_T = np.zeros(max(tokens, self._written), dtype=np.int32)
         padded_T[:tokens] = row_T
         self._fill(torch.from_numpy(padded_T))
+        self._changed = False
         self._written = tokens if self._used else 0
 
     def rest(self) -> None:
