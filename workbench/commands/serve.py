@@ -13,6 +13,7 @@ from rich.console import Console
 from vectors.errors import EngineFailed, InputError
 from workbench.commands.shared import Session, command
 from workbench.commands.show import facts
+from workbench.engines.vllm.gpu import SHARE
 from workbench.engines.vllm.settings import (
     CAPTURE,
     LORA_RANK,
@@ -56,6 +57,12 @@ def serve(
         bool | None,
         typer.Option(help="Let requests read activations; on a GPU every step pays for it."),
     ] = None,
+    gpu_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a GPU's memory; by default half, or what the model needs.", min=0.05, max=1
+        ),
+    ] = None,
     lora_slots: Annotated[
         int | None,
         typer.Option(
@@ -76,6 +83,7 @@ def serve(
         ROWS: None if rows is None else str(rows),
         OPERATORS: operators,
         CAPTURE: None if capture is None else str(int(capture)),
+        SHARE: gpu_share,
         LORA_SLOTS: lora_slots,
         LORA_RANK: lora_rank,
     }
