@@ -1,7 +1,7 @@
 """TIES of three 8B bf16 fine-tunes on a CUDA device, from pinned host memory onto a resident base.
 
-    workbench bench merge-gpu [--json] [--small] [--layers 32] [--distinct 32] [--repeats 3]
-                              [--results FOLDER]
+    workbench bench merge-gpu [--json] [--small | --files] [--layers 32] [--distinct 32]
+                              [--repeats 3] [--results FOLDER]
 
 First a small model is merged from files both ways, with several options and with everything, the
 base, or nothing held on the device: every byte must be the processor's. Then Llama-3-8B's shapes:
@@ -11,7 +11,9 @@ first copy until the merged weights are on the device: what the bus carries is c
 large pinned copy measured in the same run. The cut is proven by counting, and every merged element
 compared with plain PyTorch. The kernel alone is timed in a CUDA graph and compared with its floor,
 each byte read and written once at the measured copy bandwidth. The plain way on the same device
-sorts: per tensor, `kthvalue` of each term, masks, election.
+sorts: for each tensor of one layer, `kthvalue` of each term, masks, election.
+
+`--files` times a 135M model from files to a file instead, on the processor and on the device.
 """
 
 from __future__ import annotations
@@ -73,20 +75,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--small", action="store_true", help="verify alone, time nothing")
+    parser.add_argument("--files", action="store_true", help="a 135M model from files, both ways")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--distinct", type=int, default=32, help="layers with memory of their own")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--span", type=int, default=ties.SPAN, help="elements that go at a time")
-    parser.add_argument("--threads", type=int, default=4, help="that ask for copies")
+    parser.add_argument("--span", type=int, default=1 << 30, help="elements that go at a time")
+    parser.add_argument("--threads", type=int, default=2, help="that ask for copies")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to append to")
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("This benchmark needs a CUDA device, and PyTorch finds none.")
     with tempfile.TemporaryDirectory() as folder:
         numbers: dict[str, Any] = {"mismatched_bytes": verify(Path(folder) / "small")}
-        if not asked.small:
-            say(f"verified; {numbers}")
+        if asked.files:
             numbers |= from_files(Path(folder) / "files")
+        elif not asked.small:
+            say(f"verified; {numbers}")
             ties.DeviceTies.span, ties.DeviceTies.threads = asked.span, asked.threads
             numbers |= measure(Path(folder), asked.layers, asked.distinct, asked.repeats)
     publish("merge-gpu", numbers, as_json=asked.json, results=asked.results)
@@ -400,31 +404,24 @@ def _rows(merge: ties.DeviceTies) -> Iterator[tuple[Tensor, Tensor]]:
 def plainly(
     base: dict[str, Tensor], tuned: list[dict[str, Tensor]], options: TiesParameters
 ) -> tuple[float, int]:
-    """Seconds and elements of the plain way, over the first layers: a threshold for each tensor."""
-    names = [name for name in base if name.startswith(("model.layers.0.", "model.layers.1."))]
-
-    def once() -> None:
-        for name in names:
-            wide = base[name].float().reshape(-1)
-            values: list[Tensor] = []
-            for tensors in tuned:
-                change = tensors[name].to(DEVICE, non_blocking=True).float().reshape(-1) - wide
-                size = change.abs()
-                rank = rank_of(options.density, size.numel(), options.rank)
-                smallest = size.kthvalue(size.numel() - rank + 1).values
-                values.append(torch.where(size >= smallest, change, 0.0))
-            sign = sum(values, torch.zeros_like(wide)).sign()
-            (wide + agreed(values, sign)).bfloat16()
-
-    once()
-    best = float("inf")
-    for _ in range(2):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        once()
-        torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best, sum(base[name].numel() for name in names)
+    """Seconds and elements of the plain way, over one layer: a threshold for each tensor."""
+    names = [name for name in base if name.startswith("model.layers.0.")]
+    start = 0.0
+    for name in (names[1], *names):
+        if name == names[0]:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+        wide = base[name].float().reshape(-1)
+        values: list[Tensor] = []
+        for tensors in tuned:
+            change = tensors[name].to(DEVICE, non_blocking=True).float().reshape(-1) - wide
+            size = change.abs()
+            rank = rank_of(options.density, size.numel(), options.rank)
+            smallest = size.kthvalue(size.numel() - rank + 1).values
+            values.append(torch.where(size >= smallest, change, 0.0))
+        (wide + agreed(values, sum(values, torch.zeros_like(wide)).sign())).bfloat16()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start, sum(base[name].numel() for name in names)
 
 
 def say(words: str) -> None:

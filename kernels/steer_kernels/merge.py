@@ -44,7 +44,7 @@ POSITIVE: tl.constexpr = tl.constexpr(0x7FFFFFFF)
 SIGN: tl.constexpr = tl.constexpr(-0x80000000)
 # Every launch parameter is decided here; `benchmarks/merge_gpu.py --tune` tries others.
 TILES: dict[str, dict[str, Any]] = {
-    "count": {"BLOCK": 8192, "num_warps": 8},
+    "count": {"BLOCK": 4096, "num_warps": 8},
     "look": {"BLOCK": 4096, "num_warps": 8},
     "fuse": {"BLOCK": 512, "num_warps": 4},
     "combine": {"BLOCK": 2048, "num_warps": 8},

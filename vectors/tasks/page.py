@@ -50,6 +50,21 @@ every rank, so a second merge of the same task vectors with another density, wei
 reads the counts and goes through the weights once. Counts of library entries are attestations of the
 kind `magnitudes` beside them; they can be deleted and counted again. Weights other than bf16 have
 too many distinct magnitudes to keep; their threshold takes one more look at one bin.
+
+## On a CUDA device
+
+`ties` and `linear` of bf16 weights run on a CUDA device where there is one, with the processor's
+bits, so that a recipe does not say where it was merged. `workbench-made.json` beside the weights
+says it, and why if it was the processor; so does `workbench library materialise --json`
+(`merged_on`). `WORKBENCH_MERGE_DEVICE=cpu` forbids the device, `cuda` insists on it.
+
+* Threads read into pinned buffers, which cross the bus on a stream of their own while kernels count
+  what is there. The counts that are kept are the processor's, byte for byte.
+* Where base and terms fit into the device's free memory, 2 bytes a weight each (64 GB for three
+  terms of an 8B model), they cross once, and the merge runs in place of the first term. Where only
+  the base fits, or nothing, terms cross a second time.
+* Every element adds its terms in their order, no product and sum are fused, and means are rounded
+  as a division rounds. Only a linear sum that is not a number may have other bits.
 """
 
 

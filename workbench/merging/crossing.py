@@ -109,20 +109,25 @@ class Crossing:
         self._copies = torch.cuda.Stream(device) if cuda else None
         self.work = torch.cuda.Stream(device) if cuda else None
         self._back = torch.cuda.Stream(device) if cuda else None
-        for stream in (self._copies, self.work):
-            if stream is not None:
-                stream.wait_stream(torch.cuda.current_stream(device))
         self._own = threading.local()
         self._there: set[tuple[int, Span]] = set()
         self.crossed = 0  # bytes, to the device
         self._lock = threading.Lock()
-        with on_stream(self._copies):
-            self._base_N = self._terms_KN = None
-            if held != "none" and base is None:
-                self._base_N = torch.empty(size, dtype=torch.int16, device=device)
-            if held == "all":
-                shape = (len(terms), size)
-                self._terms_KN = torch.empty(shape, dtype=torch.int16, device=device)
+        self._base_N = self._terms_KN = None
+        if held != "none" and base is None:
+            self._base_N = torch.empty(size, dtype=torch.int16, device=device)
+        if held == "all":
+            shape = (len(terms), size)
+            self._terms_KN = torch.empty(shape, dtype=torch.int16, device=device)
+        for stream in (self._copies, self.work):
+            if stream is None:
+                continue
+            stream.wait_stream(torch.cuda.current_stream(device))
+            # From the caller's stream, where PyTorch finds them again for the next merge; they are
+            # nobody else's until these streams are done with them.
+            for tensor in (self._base_N, self._terms_KN):
+                if tensor is not None:
+                    tensor.record_stream(stream)
 
     def parts(self, span: Span, rows: Sequence[int]) -> Iterator[Part]:
         """Yield a span, with the terms numbered `rows`: whole where it stays, else part by part."""
@@ -131,11 +136,13 @@ class Crossing:
             place = self._places[name] + span.start
             here_KP = self._terms_KN[:, place : place + span.stop - span.start]
             base_P = self._base_part(span, span.start, here_KP[0])
-            for k in rows:
-                if (k, span) not in self._there:
-                    self._bring(k, name, span.start, base_P, here_KP[k])
-                    self._there.add((k, span))
-            self._arrived()
+            missing = [k for k in rows if (k, span) not in self._there]
+            for k in missing:
+                self._bring(k, name, span.start, base_P, here_KP[k])
+                self._there.add((k, span))
+            # What was there has been waited for.
+            if missing:
+                self._arrived()
             yield Part(span.start, base_P, here_KP)
             return
         for start in range(span.start, span.stop, RING):
@@ -268,6 +275,9 @@ class Crossing:
                     )
                     for _ in range(2)
                 ]
+            for slot_KP, _ in held:
+                if self.work is not None:
+                    slot_KP.record_stream(self.work)
             self._own.slots = held
         held.reverse()
         slot_KP, used = held[0]
