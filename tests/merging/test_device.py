@@ -111,6 +111,7 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     monkeypatch.setattr(crossing, "RING", 1000)
     monkeypatch.setattr(crossing, "STAGE", 1 << 10)
     monkeypatch.setattr(ties.DeviceTies, "span", 2000)
+    monkeypatch.setattr(ties.kernels, "COPIES", 2)
     return Setup(tmp_path)
 
 
