@@ -34,6 +34,11 @@ ANSWERED = [
     for s, steer in enumerate(STEERS)
 ]
 SCORED = [{"ids": IDS, "steer": steer, "score": 10} for steer in ("", *STEERS[1:3])]
+PROJECTED = [
+    {"ids": ids, "steer": steer, "tokens": TOKENS, "project": "axis:2"}
+    for ids in PROMPTS
+    for steer in STEERS
+]
 AGAIN = {"ids": IDS, "steer": "axis=2:3", "tokens": 8}
 OPTIONS = {
     "dtype": "float32",
@@ -70,7 +75,9 @@ def answers(tmp_path_factory):
         {
             "folder": folder,
             "options": OPTIONS | options,
-            "steps": [ANSWERED, SCORED, [lost.get(mode, "lost"), AGAIN], [AGAIN]],
+            "steps": [ANSWERED, SCORED, [lost.get(mode, "lost"), AGAIN], [AGAIN]]
+            # Drafts cannot be projected. Alone, nothing is preempted.
+            + ([] if mode == "n-gram" else [PROJECTED, *([request] for request in PROJECTED)]),
         }
         for mode, options in MODES.items()
     ]
@@ -120,8 +127,22 @@ def test_receipts_count_every_position_once(mode, answers):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_a_worker_misses_ends_the_request_in_every_mode(mode, answers):
-    (lost,), (again,) = answers[mode]["steps"][2:]
+    (lost,), (again,) = answers[mode]["steps"][2:4]
     assert lost["finish"] == "error" and lost["ids"] == [[]]
     assert "not in the library" in lost["why"]
     assert again["ids"] == answers["plain"]["steps"][3][0]["ids"]
     assert again["finish"] == "length"
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "n-gram"])
+def test_projections_are_the_same_in_a_batch_where_some_are_preempted(mode, answers):
+    together, *alone = answers[mode]["steps"][4:]
+    for found, (one,), (plain,) in zip(together, alone, answers["plain"]["steps"][5:], strict=True):
+        assert not found["problem"] and found["ids"] == one["ids"] == plain["ids"]
+        # The step ahead reads the last token, which nobody sees.
+        ahead = len(found["projection"]) - (TOKENS - 1)
+        assert 0 <= ahead <= (mode == "scheduled ahead")
+        for other in (one, plain):
+            wanted = other["projection"][: TOKENS - 1]
+            assert found["projection"][: TOKENS - 1] == pytest.approx(wanted, abs=1e-3)
+    assert len({str(found["projection"]) for found in together}) == len(PROJECTED)
