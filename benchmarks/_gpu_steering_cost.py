@@ -17,11 +17,13 @@ import argparse
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -61,44 +63,57 @@ def main() -> None:
         parser.error(f"--ways knows {', '.join(WAYS)}, not {', '.join(sorted(wrong))}")
     if wrong := {shape for group in groups for shape in group} - set(SHAPES):
         parser.error(f"--starts knows {', '.join(SHAPES)}, not {', '.join(sorted(wrong))}")
-    with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
-        rows = [row for group in groups for row in turns(group, ways, given, Path(folder))]
+    # What was measured before an end that comes early is kept, and no process is left behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    rows: list[dict[str, Any]] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            prepare(Path(folder))
+            for group in groups:
+                turns(group, ways, given, Path(folder), rows)
+    finally:
+        publish(rows, given)
+
+
+def publish(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
+    """Print a table of each shape, and append it to the results."""
     for shape in sorted({row["shape"] for row in rows}):
         these = [row for row in rows if row["shape"] == shape]
-        numbers = {"shape": shape, "prefix_cache": given.prefix_cache, "rows": these}
         print(f"\n{shape}")
+        numbers = {"shape": shape, "prefix_cache": given.prefix_cache, "rows": these}
         numbers["summary"] = table(these)
         if given.results:
             append("steering", numbers, given.results)
 
 
 def turns(
-    shapes: list[str], ways: list[str], given: argparse.Namespace, work: Path
-) -> list[dict[str, Any]]:
-    """Start a group; in each cell every process has its turn."""
+    shapes: list[str],
+    ways: list[str],
+    given: argparse.Namespace,
+    work: Path,
+    rows: list[dict[str, Any]],
+) -> None:
+    """Start a group; in each cell every process has its turn, and what it finds joins `rows`."""
     began = time.monotonic()
     group = [(shape, way) for shape in shapes for way in ways]
-    children = [launch(shape, way, given, work) for shape, way in group]
-    for shape in set(shapes):
-        save_vectors(work / shape, max(n for n, _ in CELLS), SHAPES[shape])
-    for process in children:
-        answer(process)
-    print(f"{group} ready after {time.monotonic() - began:.0f} s", flush=True)
-    rows = []
-    for n, k in CELLS:
-        for (shape, way), process in zip(group, children, strict=True):
-            if k and way == "baseline":
-                continue
-            process.stdin.write(f"{n} {k}\n")
-            process.stdin.flush()
-            rows.append({"shape": shape, "way": way, **answer(process)})
-    for process in children:
-        process.stdin.close()
-    for process in children:
-        process.wait()
+    with ExitStack() as stack:
+        children = []
+        for shape, way in group:
+            children.append(stack.enter_context(launch(shape, way, given, work)))
+            stack.callback(children[-1].terminate)
+        for shape in set(shapes):
+            save_vectors(work / shape, max(n for n, _ in CELLS), SHAPES[shape])
+        for process in children:
+            answer(process)
+        print(f"{group} ready after {time.monotonic() - began:.0f} s", flush=True)
+        for n, k in CELLS:
+            for (shape, way), process in zip(group, children, strict=True):
+                if k and way == "baseline":
+                    continue
+                process.stdin.write(f"{n} {k}\n")
+                process.stdin.flush()
+                rows.append({"shape": shape, "way": way, **answer(process)})
     print(f"ended after {time.monotonic() - began:.0f} s", flush=True)
-    return rows
 
 
 def launch(shape: str, way: str, given: argparse.Namespace, work: Path) -> Any:
