@@ -235,9 +235,11 @@ def checked_kernels(model: Any, context: int = 1000, decision: int = 250) -> dic
         for kind, keeping in (("factored_", _KeepFactors), ("", _Keep)):
             kept_grads = keeping(weights.values())
             steps = RecordedSteps(half, weights.values(), kept_grads, 1e9)
-            for name in ("recorded_error", "replayed_error"):
-                steps.take(batch, None)
-                found[kind + name] = off(kept_grads.seen, plain)
+            for name in ("recorded", "replayed"):
+                _, norm = steps.take(batch, None)
+                found[f"{kind}{name}_error"] = off(kept_grads.seen, plain)
+                # Clipping goes by this norm, which is found without forming factored gradients.
+                found[f"{kind}{name}_norm_error"] = abs(norm / float(plain.norm()) - 1)
     limit = WORSE * found["transformers_error"]
     wrong = [name for name, error in found.items() if not error <= limit]
     return {**found, "wrong": ", ".join(wrong)}

@@ -46,8 +46,8 @@ TILES: dict[str, dict[int, Tile]] = {
     "key_value": {64: Tile(64, 64, 4, 1), 128: Tile(64, 64, 4, 1), 256: Tile(64, 32, 8, 1)},
 }
 """By kernel and width of a head; narrower heads take the tiles of 64. Those of 128 are the fastest of
-`benchmarks/frozen_attention.py --sweep` on an H200, those of 256 on an H100; those of 64 are taken
-over from them."""
+`benchmarks/frozen_attention.py --sweep` on an H200; those of 64 are taken over from them. Those of 256
+were chosen on an H100 by the time of forward and backward together (prefix 8,192, decision 256)."""
 
 
 def frozen_prefix_attention(

@@ -37,7 +37,7 @@ TILES: dict[str, Tile] = {
     "backward": Tile(16, 4, 3),
     "gradients": Tile(64, 8),
 }
-"""Chunk and tiles are the fastest of `benchmarks/gdn.py --sweep` on an H200."""
+"""Chunk and tiles are the fastest of `benchmarks/gdn.py --sweep` on an H100."""
 
 
 def gated_delta_rule(
