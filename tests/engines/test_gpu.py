@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from vectors.errors import InputError
-from workbench.engines.vllm import gpu
+from workbench.engines.vllm import gpu, server
 from workbench.engines.vllm.gpu import SHARE, gpu_bytes, gpu_share, has_cuda, share_for
+from workbench.engines.vllm.settings import LoraSlots
 
 GIB = 1 << 30
 
@@ -62,3 +63,14 @@ def test_either_sign_of_a_driver_is_enough(tmp_path: Path, monkeypatch: pytest.M
     assert has_cuda()
     monkeypatch.setattr(gpu, "SIGNS", (str(missing),))
     assert not has_cuda()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_engine_is_told_its_share_where_there_is_a_gpu(there, tiny, monkeypatch):
+    monkeypatch.setenv(SHARE, "0.3")
+    monkeypatch.setattr(server, "has_cuda", lambda: there)
+    command = server._command(tiny, 1, LoraSlots())
+    assert ("--enforce-eager" in command) is not there
+    assert ("--gpu-memory-utilization" in command) is there
+    if there:
+        assert command[command.index("--gpu-memory-utilization") + 1] == "0.3"
