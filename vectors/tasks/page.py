@@ -65,6 +65,16 @@ says it, and why if it was the processor; so does `workbench library materialise
   the base fits, or nothing, terms cross a second time.
 * Every element adds its terms in their order, no product and sum are fused, and means are rounded
   as a division rounds. Only a linear sum that is not a number may have other bits.
+
+Measured on one H100 (80 GB, PyTorch 2.11, Triton 3.6; `workbench bench merge-gpu`): three 8B bf16
+fine-tunes from pinned host memory onto a base that is on the device, TIES at density 0.2, merged
+weights left on the device: 0.98 s, of which 0.95 s until the cuts are known. That is 49.0 GB/s, 0.89
+of the 54.9 GB/s of one large copy in the same run. All 8.03e9 elements equal plain PyTorch's, and the
+cuts have their ranks. The merge alone takes 26.4 ms, 0.99 times its floor (10 bytes an element at the
+measured 3,020 GB/s). Plain PyTorch with `kthvalue` takes 4.7 s for one of the 32 layers, 176 times as
+long an element. A 135M model from files to a file takes 0.79 s with the device and 0.72 s on the 16
+cores beside it: there the files are what takes the time. Terms that cross twice were tested and not
+timed, and no H200 was there.
 """
 
 
