@@ -4,13 +4,16 @@
 `workbench.train.apollo_steps`, which has the equations and says what the arguments are. All weights
 of one shape, stride and dtype share their launches: three where the gradient is in memory, five
 where it is factored, one for AdamW. Nothing waits for the device; addresses travel in a table that
-is sent again only when one of them changes, so that a captured CUDA graph can be replayed.
+is sent again only when one of them changes, so that a captured CUDA graph can be replayed. Where
+bfloat16 matrices are regular enough, Hopper GPUs take kernels of their own for the passes that take
+longest.
 
 Shape letters: M x N a weight, C = max(M, N) channels, S = min(M, N), R the rank, D tokens.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -26,20 +30,31 @@ from steer_kernels import apollo_dense, apollo_factored, apollo_parts
 __all__ = ["TILES", "adamw_step", "dense_step", "factored_step"]
 
 # Every launch parameter is decided here and in `_tile`; `benchmarks/apollo.py --tune` tries others.
-# On Hopper, `project` is a product with 256 columns whose accumulator fills half the registers of
-# 8 warps; `move` and `move_adamw` only have to keep enough loads in flight; `move_factored` has
-# two accumulators [64, COLUMNS], and with 128 registers a thread four programs share a
-# multiprocessor, so that some multiply while others write.
+# `project` is a product with 256 columns whose accumulator fills half the registers of 8 warps;
+# `move` and `move_adamw` only have to keep enough loads in flight; `move_factored` has two
+# accumulators [64, COLUMNS], and with 128 registers a thread four programs share a multiprocessor,
+# so that some multiply while others write.
 TILES: dict[str, dict[str, Any]] = {
-    "project": {"ROWS": 128, "STEP": 64, "num_warps": 8, "num_stages": 3},
+    "project": {"ROWS": 128, "STEP": 64, "num_warps": 8, "num_stages": 4},
     "move": {"ROWS": 4, "COLUMNS": 1024, "num_warps": 8, "num_stages": 1},
     "move_adamw": {"BLOCK": 2048, "num_warps": 8, "num_stages": 1},
     "shrink": {"ROWS": 64, "STEP": 64, "num_warps": 4, "num_stages": 3},
-    "project_factored": {"ROWS": 128, "STEP": 64, "num_warps": 8, "num_stages": 3},
+    "project_factored": {"ROWS": 64, "COLUMNS": 64, "STEP": 64, "num_warps": 4, "num_stages": 2},
     "norm_factored": {"SIDE": 64, "STEP": 64, "num_warps": 4, "num_stages": 4},
     "move_factored": {"COLUMNS": 64, "STEP": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 128},
 }
+# The same for Hopper's own kernels; those of `move_factored` by the tokens that fit beside the ring.
+HOPPER_PROJECT = {"STAGES": 4}
+HOPPER_MOVE = {
+    64: {"SPAN": 16, "STAGES": 6, "WORKERS": 3},
+    128: {"SPAN": 16, "STAGES": 5, "WORKERS": 2},
+    256: {"SPAN": 16, "STAGES": 3, "WORKERS": 2},
+}
+HOPPER_RANKS = (128, 256)
+HOPPER_TOKENS = 100  # with fewer, `project_factored` is the faster one
+GLUON = "3.6."  # the versions of Triton whose Gluon the kernels are written in
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
+BITS = {torch.float32: tl.int32, torch.bfloat16: tl.int16}
 # A kernel is subscripted with its grid, which type checkers do not know of a decorated function.
 DENSE: Any = apollo_dense
 FACTORED: Any = apollo_factored
@@ -188,28 +203,37 @@ def _buckets(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
 
 
 def _dense(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[str, Any]) -> None:
-    weight, grad = bucket[0].weight, bucket[0].second
+    weight, grad, device = bucket[0].weight, bucket[0].second, bucket[0].weight.device
     (M, N), tall, rank = weight.shape, weight.shape[0] >= weight.shape[1], signs_SR.shape[1]
     C, S = (M, N) if tall else (N, M)
     across, along = grad.stride() if tall else reversed(grad.stride())
     tensor, compat = rule["scaling"] == "tensor", rule["compat"]
     columns, tile = _tile("project", rank, grad.dtype)
-    blocks = _pieces(C, tile["ROWS"])
-    table, scratch = _table(bucket), _scratch(len(bucket), C, blocks, blocks, weight.device)
-    dtypes = {"WEIGHT": DTYPES[weight.dtype], "GRAD": DTYPES[grad.dtype]}
-    flags = {"TENSOR": tensor, "COMPAT": compat}
-    DENSE.project[(blocks, len(bucket))](
-        table, signs_SR, scratch.scalings, scratch.q, scratch.r, scratch.u, dials,
-        C, S, across, along, rank**-0.5, *_decays(rule),
-        RANK=rank, GRAD=dtypes["GRAD"], **flags, COLUMNS=columns, **tile,
-    )  # fmt: skip
+    table, flags = _table(bucket), {"TENSOR": tensor, "COMPAT": compat}
+    near, far = (S, across) if along == 1 else (C, along)
+    hopper = _hopper(device) if rank in HOPPER_RANKS and 1 in (across, along) else None
+    if hopper and grad.dtype == signs_SR.dtype == torch.bfloat16 and near % 16 == far % 16 == 0:
+        blocks = 2 * _pieces(C, 128)
+        scratch = _scratch(len(bucket), C, blocks, blocks, device)
+        hopper.project(
+            table, signs_SR, 0, scratch, dials, C, S, far, rank, rule, len(bucket),
+            FIELD=1, ROWWISE=along == 1, SQUARE=True,
+        )  # fmt: skip
+    else:
+        blocks = _pieces(C, tile["ROWS"])
+        scratch = _scratch(len(bucket), C, blocks, blocks, device)
+        DENSE.project[(blocks, len(bucket))](
+            table, signs_SR, scratch.scalings, scratch.q, scratch.r, scratch.u, dials,
+            C, S, across, along, rank**-0.5, *_decays(rule),
+            RANK=rank, GRAD=DTYPES[grad.dtype], BITS=BITS[grad.dtype], **flags, COLUMNS=columns, **tile,
+        )  # fmt: skip
     _finish(table, scratch, dials, blocks, blocks, S, rank, rule)
     tile = dict(TILES["move"])
     tile["COLUMNS"] = min(tile["COLUMNS"], max(16, _power_of_two(N)))
     tiles = _pieces(M, 128) * (64 // tile["ROWS"]) * _pieces(N, tile["COLUMNS"])
     DENSE.move[(tiles, len(bucket))](
         table, scratch.scalings, scratch.factors, dials, M, N, *weight.stride(), *grad.stride(),
-        **dtypes, TALL=tall, **flags, **tile,
+        WEIGHT=DTYPES[weight.dtype], GRAD=DTYPES[grad.dtype], TALL=tall, **flags, **tile,
     )  # fmt: skip
 
 
@@ -226,7 +250,12 @@ def _factored(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[st
     columns, tile = _tile("project_factored", rank, x_DN.dtype)
     small = _tile("shrink", rank, x_DN.dtype)[1]
     norm = _tile("norm_factored", rank, x_DN.dtype)[1]
-    blocks, tiles = _pieces(C, tile["ROWS"]), _pieces(D, norm["SIDE"]) ** 2
+    regular = x_DN.dtype == torch.bfloat16 and M % 16 == N % 16 == 0
+    regular = regular and x_DN.stride(0) % 16 == dy_DM.stride(0) % 16 == 0
+    hopper = _hopper(device) if regular else None
+    by_hopper = hopper is not None and rank in HOPPER_RANKS and D >= HOPPER_TOKENS
+    blocks = 2 * _pieces(C, 128) if by_hopper else _pieces(C, tile["ROWS"])
+    tiles = _pieces(D, norm["SIDE"]) ** 2
     table, scratch = _table(bucket), _scratch(count, C, blocks, tiles, device)
     Z = torch.empty(count, D, columns, dtype=x_DN.dtype, device=device)
     if D:
@@ -234,23 +263,80 @@ def _factored(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[st
             table, signs_SR, Z, D, S, b.stride(0),
             B_FIELD=b_field, RANK=rank, FACTOR=factor, COLUMNS=columns, **small,
         )  # fmt: skip
-    FACTORED.project_factored[(blocks, count)](
-        table, Z, scratch.scalings, scratch.q, scratch.r, dials, C, D, a.stride(0), rank**-0.5,
-        *_decays(rule), A_FIELD=a_field, RANK=rank, FACTOR=factor, COMPAT=compat,
-        COLUMNS=columns, **tile,
-    )  # fmt: skip
+    if hopper and by_hopper:
+        hopper.project(
+            table, Z, D, scratch, dials, C, D, a.stride(0), rank, rule, count,
+            FIELD=a_field, ROWWISE=False, SQUARE=False,
+        )  # fmt: skip
+    else:
+        FACTORED.project_factored[(blocks, count)](
+            table, Z, scratch.scalings, scratch.q, scratch.r, dials, C, D, a.stride(0), rank**-0.5,
+            *_decays(rule), A_FIELD=a_field, RANK=rank, FACTOR=factor, COMPAT=compat,
+            WIDTH=columns, **(tile | {"COLUMNS": min(tile["COLUMNS"], columns)}),
+        )  # fmt: skip
     if D:
         FACTORED.norm_factored[(tiles, count)](
             table, scratch.scalings, scratch.u, C, S, D, a.stride(0), b.stride(0),
             A_FIELD=a_field, B_FIELD=b_field, FACTOR=factor, TENSOR=tensor, **norm,
         )  # fmt: skip
     _finish(table, scratch, dials, blocks, tiles, S, rank, rule)
+    plain = weight.dtype == torch.bfloat16 and weight.stride(1) == 1 and weight.stride(0) % 16 == 0
+    if hopper and plain and 0 < D <= max(HOPPER_MOVE):
+        hopper.move_factored(
+            table, scratch, dials, M, N, D, weight.stride(0), x_DN.stride(0), dy_DM.stride(0),
+            count, TALL=tall, TENSOR=tensor, COMPAT=compat,
+        )  # fmt: skip
+        return
     last = _tile("move_factored", rank, x_DN.dtype)[1]
     FACTORED.move_factored[(_pieces(M, 128) * _pieces(N, last["COLUMNS"]), count)](
         table, scratch.scalings, scratch.factors, dials, M, N, D, *weight.stride(),
         x_DN.stride(0), dy_DM.stride(0), WEIGHT=DTYPES[weight.dtype], FACTOR=factor,
         TALL=tall, TENSOR=tensor, COMPAT=compat, **last,
     )  # fmt: skip
+
+
+class _Hopper:
+    """Launches Hopper's own kernels: a program for each multiprocessor, which takes many tiles."""
+
+    def __init__(self, device: torch.device) -> None:
+        from steer_kernels import apollo_move_hopper, apollo_project_hopper  # noqa: PLC0415
+
+        self.kernels: tuple[Any, Any] = (
+            apollo_project_hopper.project,
+            apollo_move_hopper.move_factored,
+        )
+        self.programs = torch.cuda.get_device_properties(device).multi_processor_count
+
+    def project(
+        self, table: Tensor, P: Tensor, P_rows: int, scratch: _Scratch, dials: Tensor,
+        C: int, S: int, stride: int, rank: int, rule: dict[str, Any], count: int, **flags: Any,
+    ) -> None:  # fmt: skip
+        blocks = _pieces(C, 128)
+        self.kernels[0][(min(self.programs, blocks * count),)](
+            table, P, P_rows, scratch.scalings, scratch.q, scratch.r, scratch.u, dials,
+            C, S, stride, rank**-0.5, *_decays(rule), blocks * count, blocks,
+            RANK=rank, TENSOR=rule["scaling"] == "tensor", COMPAT=rule["compat"],
+            **flags, **HOPPER_PROJECT, num_warps=4,
+        )  # fmt: skip
+
+    def move_factored(
+        self, table: Tensor, scratch: _Scratch, dials: Tensor, M: int, N: int, D: int,
+        w_row: int, stride_x: int, stride_y: int, count: int, **flags: Any,
+    ) -> None:  # fmt: skip
+        depth = min(size for size in HOPPER_MOVE if size >= D)
+        groups, chunks = _pieces(M, 128), _pieces(N, 64 * HOPPER_MOVE[depth]["SPAN"])
+        items = groups * chunks * count
+        self.kernels[1][(min(self.programs, items),)](
+            table, scratch.scalings, scratch.factors, dials, M, N, D, w_row, stride_x, stride_y,
+            items, groups, chunks, DEPTH=depth, **flags, **HOPPER_MOVE[depth], num_warps=4,
+        )  # fmt: skip
+
+
+@functools.cache
+def _hopper(device: torch.device) -> _Hopper | None:
+    if device.type != "cuda" or not triton.__version__.startswith(GLUON):
+        return None
+    return _Hopper(device) if torch.cuda.get_device_capability(device) == (9, 0) else None
 
 
 def _adamw(bucket: list[_Row], dials: Tensor, rule: dict[str, Any]) -> None:

@@ -12,7 +12,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from steer_kernels.apollo_parts import address, advance, product, random_words, rounded, turn_of
+from steer_kernels.apollo_parts import (
+    address,
+    advance_in_pieces,
+    product,
+    random_words,
+    rounded,
+    turn_of,
+)
 
 __all__ = ["move", "move_adamw", "project"]
 
@@ -37,50 +44,48 @@ def project(
     eps,
     RANK: tl.constexpr,
     GRAD: tl.constexpr,
+    BITS: tl.constexpr,
     TENSOR: tl.constexpr,
     COMPAT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Project ROWS channels, advance their moments, and store their scaling."""
+    """Project ROWS channels, advance their moments, and store their scaling.
+
+    BITS is the integer of G's width.
+    """
     block, matrix = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    G = address(table, matrix, 1, GRAD)
+    # As integers, because Triton 3.6 on Hopper overwrites a tile of numbers with two uses while the
+    # product still reads it; of integers, the product takes a copy in registers.
+    G = address(table, matrix, 1, BITS)
+    m, v = address(table, matrix, 2, tl.float32), address(table, matrix, 3, tl.float32)
     c = block * ROWS + tl.arange(0, ROWS)
     r = tl.arange(0, COLUMNS)
     R_CR = tl.zeros((ROWS, COLUMNS), tl.float32)
-    square_C = tl.zeros((ROWS,), tl.float32)
+    # Summed over the rows at the end: a sum in the loop would exchange numbers between threads.
+    square_CS = tl.zeros((ROWS, STEP), tl.float32)
     for begin in range(0, S, STEP):
         k = begin + tl.arange(0, STEP)
-        mask = (c < C)[:, None] & (k < S)[None, :]
-        place_CS = G + (c[:, None] * stride_c + k[None, :] * stride_s)
-        G_CS = tl.load(place_CS, mask=mask, other=0.0)
+        bits_CS = tl.load(
+            G + (c[:, None] * stride_c + k[None, :] * stride_s),
+            mask=(c < C)[:, None] & (k < S)[None, :],
+            other=0,
+        )
         signs_SR = tl.load(
             signs + k[:, None] * RANK + r[None, :],
             mask=(k < S)[:, None] & (r < RANK)[None, :],
             other=0.0,
         )
+        G_CS = bits_CS.to(GRAD, bitcast=True)
+        wide_CS = G_CS.to(tl.float32)
+        square_CS += wide_CS * wide_CS
         R_CR = product(G_CS, signs_SR.to(GRAD), R_CR)
-        # A second read, which `.cg` keeps apart from the first: of a tile with two uses, Triton 3.6
-        # on Hopper overwrites the buffer while the product still reads it.
-        wide_CS = tl.load(place_CS, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
-        square_C += tl.sum(wide_CS * wide_CS, axis=1)
-    q_C, r_C = advance(
-        R_CR * root,
-        address(table, matrix, 2, tl.float32),
-        address(table, matrix, 3, tl.float32),
-        c,
-        C,
-        dials,
-        new1,
-        keep2,
-        new2,
-        eps,
-        RANK,
-        ROWS,
-        COLUMNS,
-        COMPAT,
-    )
+    square_C = tl.sum(square_CS, axis=1)
+    q_C, r_C = advance_in_pieces(
+        R_CR * root, m, v, c, 0, C, dials, new1, keep2, new2, eps,
+        RANK, ROWS, COLUMNS, 32, COMPAT,
+    )  # fmt: skip
     scaling_C = tl.sqrt(q_C) / (tl.sqrt(r_C) + 1e-8)
     if not TENSOR:
         tl.store(scalings + matrix * C + c, scaling_C, mask=c < C)

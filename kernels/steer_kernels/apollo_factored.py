@@ -16,7 +16,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from steer_kernels.apollo_parts import address, advance, product, random_words, rounded, turn_of
+from steer_kernels.apollo_parts import (
+    address,
+    advance,
+    moments,
+    product,
+    random_words,
+    rounded,
+    turn_of,
+)
 
 __all__ = ["move_factored", "norm_factored", "project_factored", "shrink"]
 
@@ -78,41 +86,40 @@ def project_factored(
     RANK: tl.constexpr,
     FACTOR: tl.constexpr,
     COMPAT: tl.constexpr,
+    WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Make R of ROWS channels from A and Z, advance their moments, and store their scaling."""
+    """Make R of ROWS channels from A and Z `[D, WIDTH]`, advance their moments, and store their
+    scaling; COLUMNS of R at a time."""
     block, matrix = tl.program_id(0), tl.program_id(1).to(tl.int64)
     A = address(table, matrix, A_FIELD, FACTOR)
-    Z += matrix * D * COLUMNS
-    c, r = block * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    R_CR = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for begin in range(0, D, STEP):
-        d = begin + tl.arange(0, STEP)
-        A_CD = tl.load(
-            A + (d[None, :] * stride_a + c[:, None]),
-            mask=(c < C)[:, None] & (d < D)[None, :],
-            other=0.0,
-        )
-        Z_DR = tl.load(Z + (d[:, None] * COLUMNS + r[None, :]), mask=(d < D)[:, None], other=0.0)
-        R_CR = product(A_CD, Z_DR, R_CR)
-    q_C, r_C = advance(
-        R_CR * root,
-        address(table, matrix, 2, tl.float32),
-        address(table, matrix, 3, tl.float32),
-        c,
-        C,
-        dials,
-        new1,
-        keep2,
-        new2,
-        eps,
-        RANK,
-        ROWS,
-        COLUMNS,
-        COMPAT,
-    )
+    m, v = address(table, matrix, 2, tl.float32), address(table, matrix, 3, tl.float32)
+    Z += matrix * D * WIDTH
+    c = block * ROWS + tl.arange(0, ROWS)
+    q_C = tl.zeros((ROWS,), tl.float32)
+    r_C = tl.zeros((ROWS,), tl.float32)
+    for begin in range(0, RANK, COLUMNS):
+        r = begin + tl.arange(0, COLUMNS)
+        # Asked for before the product, so that they arrive meanwhile.
+        place, mask, first_CR, second_CR = moments(m, v, c, r, C, RANK)
+        R_CR = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for token in range(0, D, STEP):
+            d = token + tl.arange(0, STEP)
+            A_CD = tl.load(
+                A + (d[None, :] * stride_a + c[:, None]),
+                mask=(c < C)[:, None] & (d < D)[None, :],
+                other=0.0,
+            )
+            Z_DR = tl.load(Z + (d[:, None] * WIDTH + r[None, :]), mask=(d < D)[:, None], other=0.0)
+            R_CR = product(A_CD, Z_DR, R_CR)
+        q_some, r_some = advance(
+            R_CR * root, place, mask, first_CR, second_CR, m, v, dials, new1, keep2, new2, eps,
+            COMPAT,
+        )  # fmt: skip
+        q_C += q_some
+        r_C += r_some
     tl.store(scalings + matrix * C + c, tl.sqrt(q_C) / (tl.sqrt(r_C) + 1e-8), mask=c < C)
     place = matrix * tl.num_programs(0) + block
     tl.store(sums_q + place, tl.sum(q_C, axis=0))

@@ -17,7 +17,17 @@ import os
 import triton
 import triton.language as tl
 
-__all__ = ["address", "advance", "finish", "product", "random_words", "rounded", "turn_of"]
+__all__ = [
+    "address",
+    "advance",
+    "advance_in_pieces",
+    "finish",
+    "moments",
+    "product",
+    "random_words",
+    "rounded",
+    "turn_of",
+]
 
 # The interpreter multiplies bfloat16 by its bits, and takes float32 instead.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -65,8 +75,7 @@ def rounded(value, noise, dtype: tl.constexpr):
     if dtype == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
         # Infinities and NaN take no noise: a GPU's NaN is 0x7fffffff and would become -0.
-        special = (bits & 0x7F800000) == 0x7F800000
-        bits += tl.where(special, 0, noise)
+        bits = tl.where(tl.abs(value) < float("inf"), bits + noise, bits)
         result = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
         result = value.to(dtype)
@@ -81,15 +90,20 @@ def _halves(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _advance_some(
-    R_CR, m, v, c, begin, C, dials, new1, keep2, new2, eps,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COMPAT: tl.constexpr,
-):  # fmt: skip
-    r = begin + tl.arange(0, COLUMNS)
+def moments(m, v, c, r, C, RANK: tl.constexpr):
+    """Return where moments of channels `c` and columns `r` lie, which of them exist, and both."""
     place = c[:, None] * RANK + r[None, :]
     mask = (c < C)[:, None] & (r < RANK)[None, :]
     first_CR = tl.load(m + place, mask=mask, other=0.0)
-    second_CR = tl.load(v + place, mask=mask, other=0.0)
+    return place, mask, first_CR, tl.load(v + place, mask=mask, other=0.0)
+
+
+@triton.jit
+def advance(
+    R_CR, place, mask, first_CR, second_CR, m, v, dials, new1, keep2, new2, eps,
+    COMPAT: tl.constexpr,
+):  # fmt: skip
+    """Advance the moments of a tile; return its channels' shares of the squares of Q and R."""
     first_CR += (R_CR - first_CR) * new1
     second_CR = second_CR * keep2 + R_CR * R_CR * new2
     tl.store(m + place, first_CR, mask=mask)
@@ -97,79 +111,36 @@ def _advance_some(
     if COMPAT:
         Q_CR = first_CR / (tl.sqrt(second_CR) + eps)
     else:
-        Q_CR = first_CR / ((tl.sqrt(second_CR) / tl.load(dials + 3) + eps) * tl.load(dials + 2))
+        correct1, correct2 = tl.load(dials + 2), tl.load(dials + 3)
+        Q_CR = first_CR / (tl.sqrt(second_CR) * (correct1 / correct2) + eps * correct1)
     return tl.sum(Q_CR * Q_CR, axis=1), tl.sum(R_CR * R_CR, axis=1)
 
 
 @triton.jit
-def _advance_two(
+def advance_in_pieces(
     R_CR, m, v, c, begin, C, dials, new1, keep2, new2, eps,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COMPAT: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr,
+    COMPAT: tl.constexpr,
 ):  # fmt: skip
-    left, right = _halves(R_CR, ROWS, COLUMNS)
-    half: tl.constexpr = COLUMNS // 2
-    q0, r0 = _advance_some(
-        left, m, v, c, begin, C, dials, new1, keep2, new2, eps, RANK, ROWS, half, COMPAT
-    )  # fmt: skip
-    q1, r1 = _advance_some(
-        right, m, v, c, begin + half, C, dials, new1, keep2, new2, eps, RANK, ROWS, half, COMPAT
-    )  # fmt: skip
-    return q0 + q1, r0 + r1
-
-
-@triton.jit
-def _advance_four(
-    R_CR, m, v, c, begin, C, dials, new1, keep2, new2, eps,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COMPAT: tl.constexpr,
-):  # fmt: skip
-    left, right = _halves(R_CR, ROWS, COLUMNS)
-    half: tl.constexpr = COLUMNS // 2
-    q0, r0 = _advance_two(
-        left, m, v, c, begin, C, dials, new1, keep2, new2, eps, RANK, ROWS, half, COMPAT
-    )  # fmt: skip
-    q1, r1 = _advance_two(
-        right, m, v, c, begin + half, C, dials, new1, keep2, new2, eps, RANK, ROWS, half, COMPAT
-    )  # fmt: skip
-    return q0 + q1, r0 + r1
-
-
-@triton.jit
-def _advance_eight(
-    R_CR, m, v, c, begin, C, dials, new1, keep2, new2, eps,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COMPAT: tl.constexpr,
-):  # fmt: skip
-    left, right = _halves(R_CR, ROWS, COLUMNS)
-    half: tl.constexpr = COLUMNS // 2
-    q0, r0 = _advance_four(
-        left, m, v, c, begin, C, dials, new1, keep2, new2, eps, RANK, ROWS, half, COMPAT
-    )  # fmt: skip
-    q1, r1 = _advance_four(
-        right, m, v, c, begin + half, C, dials, new1, keep2, new2, eps, RANK, ROWS, half, COMPAT
-    )  # fmt: skip
-    return q0 + q1, r0 + r1
-
-
-@triton.jit
-def advance(
-    R_CR, m, v, c, C, dials, new1, keep2, new2, eps,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COMPAT: tl.constexpr,
-):  # fmt: skip
-    """Advance the moments of a tile of channels; return the squares of `||Q||` and `||R||`.
-
-    In pieces, because a whole tile of R, m and v together does not fit the registers.
-    """
-    if COLUMNS >= 256:
-        q_C, r_C = _advance_eight(
-            R_CR, m, v, c, 0, C, dials, new1, keep2, new2, eps, RANK, ROWS, COLUMNS, COMPAT
-        )
-    elif COLUMNS >= 64:
-        q_C, r_C = _advance_two(
-            R_CR, m, v, c, 0, C, dials, new1, keep2, new2, eps, RANK, ROWS, COLUMNS, COMPAT
-        )
+    """`advance` for all columns of R, PIECE at a time: R, m and v do not fit the registers."""
+    if COLUMNS <= PIECE:
+        r = begin + tl.arange(0, COLUMNS)
+        place, mask, first_CR, second_CR = moments(m, v, c, r, C, RANK)
+        q_C, r_C = advance(
+            R_CR, place, mask, first_CR, second_CR, m, v, dials, new1, keep2, new2, eps, COMPAT
+        )  # fmt: skip
     else:
-        q_C, r_C = _advance_some(
-            R_CR, m, v, c, 0, C, dials, new1, keep2, new2, eps, RANK, ROWS, COLUMNS, COMPAT
-        )
+        half: tl.constexpr = COLUMNS // 2
+        left, right = _halves(R_CR, ROWS, COLUMNS)
+        q0, r0 = advance_in_pieces(
+            left, m, v, c, begin, C, dials, new1, keep2, new2, eps,
+            RANK, ROWS, half, PIECE, COMPAT,
+        )  # fmt: skip
+        q1, r1 = advance_in_pieces(
+            right, m, v, c, begin + half, C, dials, new1, keep2, new2, eps,
+            RANK, ROWS, half, PIECE, COMPAT,
+        )  # fmt: skip
+        q_C, r_C = q0 + q1, r0 + r1
     return q_C, r_C
 
 
