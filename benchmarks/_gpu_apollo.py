@@ -36,10 +36,13 @@ BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12}
 RULE = {"scaling": "channel", "scale": "auto", "limiter": 1.01, "compat": False}
 RULE |= {"betas": (0.9, 0.999), "eps": 1e-8}
 
+# Shapes to verify with, and tokens of their factors; Hopper's own kernels take three of them.
+VERIFIED = [((384, 320), 200), ((320, 390), 200), ((384, 1040), 50), ((1100, 1024), 100)]
+
 # Other launch parameters to try with --tune; `steer_kernels.apollo.TILES` holds those in use.
 OTHERS: dict[str, list[dict[str, Any]]] = {
     "project": [
-        {"ROWS": 128, "STEP": 64, "num_warps": 8, "num_stages": 4},
+        {"ROWS": 128, "STEP": 64, "num_warps": 8, "num_stages": 3},
         {"ROWS": 128, "STEP": 32, "num_warps": 8, "num_stages": 4},
         {"ROWS": 64, "STEP": 64, "num_warps": 4, "num_stages": 3},
     ],
@@ -56,9 +59,9 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
         {"COLUMNS": 128, "STEP": 64, "num_warps": 4, "num_stages": 2},
     ],
     "project_factored": [
-        {"ROWS": 128, "STEP": 64, "num_warps": 8, "num_stages": 2},
-        {"ROWS": 128, "STEP": 32, "num_warps": 8, "num_stages": 3},
-        {"ROWS": 64, "STEP": 64, "num_warps": 4, "num_stages": 2},
+        {"ROWS": 128, "COLUMNS": 64, "STEP": 64, "num_warps": 8, "num_stages": 2},
+        {"ROWS": 128, "COLUMNS": 32, "STEP": 64, "num_warps": 8, "num_stages": 2},
+        {"ROWS": 64, "COLUMNS": 32, "STEP": 64, "num_warps": 4, "num_stages": 2},
     ],
     "norm_factored": [
         {"SIDE": 128, "STEP": 64, "num_warps": 8, "num_stages": 3},
@@ -75,11 +78,12 @@ def main(options: argparse.Namespace) -> None:
     """Verify, time, and perhaps tune."""
     began = time.monotonic()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    for dtype, (m, n), kind in itertools.product(
-        (torch.float32, BF16), ((384, 320), (320, 390), (1100, 1024)), ("dense", "factored")
+    note(case="copy", bytes_per_second=copying())
+    for dtype, (shape, tokens), kind in itertools.product(
+        (torch.float32, BF16), VERIFIED, ("dense", "factored")
     ):
-        with part(f"verify {kind} {m}x{n} {dtype}"):
-            verify(kind, (m, n), dtype)
+        with part(f"verify {kind} {shape} {dtype}"):
+            verify(kind, shape, tokens, dtype)
     with part("verify adamw"):
         verify_adamw()
     dense_ms = None
@@ -122,7 +126,7 @@ def noise(shape: tuple[int, ...], dtype: torch.dtype = BF16, size: float = 1.0) 
 # Correctness
 
 
-def verify(kind: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def verify(kind: str, shape: tuple[int, int], tokens: int, dtype: torch.dtype) -> None:
     """Three steps of a bucket of two against float64; bfloat16 by the reference's random words."""
     m, n = shape
     torch.manual_seed(0)
@@ -132,7 +136,7 @@ def verify(kind: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
         if kind == "dense":
             given.append([[noise(shape, dtype) for _ in starts]])
         else:
-            given.append([[noise((200, k), dtype) for _ in starts] for k in (n, m)])
+            given.append([[noise((tokens, k), dtype) for _ in starts] for k in (n, m)])
     found = steps(kernels, kind, [w.clone() for w in starts], given)
     exact = steps(reference, kind, [w.double() for w in starts], given)
     same = steps(reference, kind, [w.clone() for w in starts], given)
@@ -152,7 +156,7 @@ def verify(kind: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
         f"{'ok ' if good else 'BAD'} {kind:8} {m}x{n} {str(dtype)[6:]:9} change off by {error:.1e}"
         f" (reference {reference_error:.1e}), moments {moment:.1e}, weights differ {differ:.2%}"
     )
-    note(case="verify", kind=kind, shape=shape, dtype=str(dtype), good=good, error=error,
+    note(case="verify", kind=kind, shape=shape, rank=RANK, dtype=str(dtype), good=good, error=error,
          reference_error=reference_error, moments=moment)  # fmt: skip
     if not good:
         raise SystemExit("Nothing is timed: the kernels do not equal the reference.")
@@ -205,6 +209,15 @@ def size_of(layers: int) -> int:
 def moment_bytes(layers: int) -> int:
     """m and v in float32, read and written."""
     return layers * sum(max(shape) * RANK * 16 for shape in LAYER)
+
+
+def copying() -> float:
+    """Bytes that a copy on the device reads and writes in a second: the roof of this card."""
+    source = noise((1 << 30,))
+    target = torch.empty_like(source)
+    rate = 2 * source.nbytes / milliseconds(lambda: target.copy_(source)) * 1e3
+    print(f"a copy reads and writes {rate / 1e12:.2f} TB/s")
+    return rate
 
 
 def bandwidth() -> float:
@@ -370,7 +383,8 @@ def plain(layers: int, dense_ms: float | None) -> None:
 
 
 def tune(layers: int, deadline: float) -> None:
-    """Time the kernels with other launch parameters, one changed at a time, on fewer layers."""
+    """Time Triton's kernels with other launch parameters, one changed at a time, on fewer layers."""
+    kernels._hopper = lambda _: None  # pyright: ignore[reportAttributeAccessIssue]
     parameters = model(layers)
     jobs = {"dense": Apollo(parameters, lr=1e-5, rank=RANK)}
     jobs["factored"] = Apollo(parameters, lr=1e-5, rank=RANK)
