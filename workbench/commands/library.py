@@ -16,7 +16,6 @@ from workbench.commands.library_sign import signature_words
 from workbench.commands.results import draw_verdict
 from workbench.commands.shared import Session, command
 from workbench.commands.show import facts, lines, size
-from workbench.merging.made import made_on
 
 __all__ = ["app"]
 
@@ -162,6 +161,8 @@ def materialise(
     out: Annotated[Path, typer.Option("--out", help="A folder that is not there yet.")],
 ) -> None:
     """Write the base plus task vectors as a checkpoint folder."""
+    from workbench.merging.made import made_on  # noqa: PLC0415  # help is light
+
     target = out.expanduser().resolve()
     if target.exists():
         raise NameTaken(f"{target} exists; name a folder that is not there yet.")
