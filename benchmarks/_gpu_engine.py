@@ -117,7 +117,7 @@ def prepare(work: Path) -> None:
 
 def environment(work: Path, *, plugin: bool, operators: str = "add", capture: bool = False) -> Any:
     """The environment of a process that runs vLLM, with or without the plugin."""
-    paths = [ROOT, ROOT / "kernels", work / "site", ROOT / ".gpu" / "extra"]
+    paths = [ROOT, ROOT / "kernels", work / "site"]
     found = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")]),
