@@ -61,7 +61,8 @@ class JoinedWeights:
     """Joins the groups of a model whose matrices all learn, have no bias and are nobody else's.
 
     Args:
-        parameters: those that learn. Their data moves into the joined matrices.
+        parameters: those that learn. Their data moves into the joined matrices, and out of those that
+            an earlier one made: the last of a model is the one to use.
     """
 
     def __init__(self, model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
