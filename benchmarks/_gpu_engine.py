@@ -151,3 +151,25 @@ def start(model: Path, **more: Any) -> Any:
 def runner_of(llm: Any) -> Any:
     """The model runner, which lives in this process."""
     return llm.collective_rpc(lambda worker: worker.model_runner)[0]
+
+
+def save_vectors(
+    work: Path,
+    count: int,
+    shape: dict[str, Any],
+    norms: dict[int, float],
+    known: dict[int, dict[int, Any]] | None = None,
+) -> None:
+    """Save vectors v0, v1, ... at every block, once: random ones, but for those that are `known`."""
+    from vectors.steering.controls import random_direction
+    from vectors.store import Library
+    from vectors.types import SteeringVector
+
+    blocks, width = shape["num_hidden_layers"], shape["hidden_size"]
+    library = Library(work / "library")
+    if any(True for _ in library.list()):
+        return
+    for n in range(count):
+        drawn = {b: random_direction(width, 1000 * n + b) for b in range(blocks)}
+        directions = (known or {}).get(n, drawn)
+        library.save_vector(f"v{n}", SteeringVector(BASE, directions, norms, blocks // 2))

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _gpu_engine import BASE, SHAPES, environment, prepare, start
+from _gpu_engine import BASE, SHAPES, environment, prepare, save_vectors, start
 
 CASES = [
     "",
@@ -70,7 +70,7 @@ def check(work: Path, shape: str) -> None:
     made = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     made.save_pretrained(work / shape)
     made = made.to("cuda").eval()
-    save_vectors(work, SHAPES[shape], made)
+    vectors_of(work, SHAPES[shape], made)
     llm = start(
         work / shape,
         max_logprobs=5,
@@ -197,7 +197,7 @@ def projections(llm: Any, prompt: list[int], reply: Any, reference: Reference) -
         print(f"projection: {why}")
         return 1
     found_T = load(data)["p.projection"]
-    vector = reference.library.vector("v5")
+    _, vector = reference.library.load_vector("v5")
     stream_TD = reference.stream(prompt, ids_of(reply), "")[3, len(prompt) : len(prompt) + 23]
     unit_D = vector.directions[3] / vector.directions[3].norm()
     true_T = (stream_TD.float().cpu() @ unit_D) / vector.mean_norms[3]
@@ -208,27 +208,18 @@ def projections(llm: Any, prompt: list[int], reply: Any, reference: Reference) -
     return int(not error < 0.1 * float(true_T.std()) + 0.01 or len(found_T) != 23)
 
 
-def save_vectors(work: Path, shape: dict[str, Any], model: Any) -> None:
+def vectors_of(work: Path, shape: dict[str, Any], model: Any) -> None:
     """Eight vectors: random ones, and v5, the mean of the stream over some random text."""
     import torch
-
-    from vectors.steering.controls import random_direction
-    from vectors.store import Library
-    from vectors.types import SteeringVector
 
     ids = torch.randint(2, 2000, (2, 64), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         states = model(ids.to("cuda"), output_hidden_states=True).hidden_states
-    blocks, width = shape["num_hidden_layers"], shape["hidden_size"]
-    stream = [states[b + 1].float().cpu().flatten(0, 1) for b in range(blocks)]
-    norms = {b: float(stream[b].norm(dim=-1).mean()) for b in range(blocks)}
-    library = Library(work / "library")
-    for n in range(8):
-        directions = {b: random_direction(width, 1000 * n + b) for b in range(blocks)}
-        if n == 5:
-            means = {b: stream[b].mean(0) for b in range(blocks)}
-            directions = {b: mean_D / mean_D.norm() for b, mean_D in means.items()}
-        library.save_vector(f"v{n}", SteeringVector(BASE, directions, norms, blocks // 2))
+    stream = {b: states[b + 1].float().cpu().flatten(0, 1) for b in range(len(states) - 1)}
+    means = {b: stream_TD.mean(0) for b, stream_TD in stream.items()}
+    norms = {b: float(stream_TD.norm(dim=-1).mean()) for b, stream_TD in stream.items()}
+    units = {b: mean_D / mean_D.norm() for b, mean_D in means.items()}
+    save_vectors(work, 8, shape, norms, {5: units})
 
 
 class Reference:

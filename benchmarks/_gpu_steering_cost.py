@@ -27,7 +27,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from _gpu_engine import BASE, SHAPES, environment, prepare, runner_of, start
+from _gpu_engine import SHAPES, environment, prepare, runner_of, save_vectors, start
 from _results import append
 
 STEPS = 128
@@ -102,7 +102,8 @@ def turns(
             children.append(stack.enter_context(launch(shape, way, given, work)))
             stack.callback(children[-1].terminate)
         for shape in set(shapes):
-            save_vectors(work / shape, max(n for n, _ in CELLS), SHAPES[shape])
+            norms = dict.fromkeys(range(SHAPES[shape]["num_hidden_layers"]), 1.0)
+            save_vectors(work / shape, max(n for n, _ in CELLS), SHAPES[shape], norms)
         for process in children:
             answer(process)
         print(f"{group} ready after {time.monotonic() - began:.0f} s", flush=True)
@@ -244,22 +245,6 @@ class Timer:
 
 
 # -- both -----------------------------------------------------------------------------------------
-
-
-def save_vectors(work: Path, count: int, shape: dict[str, Any]) -> None:
-    """So many random vectors at every block."""
-    from vectors.steering.controls import random_direction
-    from vectors.store import Library
-    from vectors.types import SteeringVector
-
-    blocks, width = shape["num_hidden_layers"], shape["hidden_size"]
-    library = Library(work / "library")
-    if any(True for _ in library.list()):
-        return
-    for n in range(count):
-        directions = {b: random_direction(width, 1000 * n + b) for b in range(blocks)}
-        vector = SteeringVector(BASE, directions, dict.fromkeys(directions, 1.0), blocks // 2)
-        library.save_vector(f"v{n}", vector)
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
