@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests_support.merges import Merges, State
 
 from vectors.errors import InputError, ShapeMismatch
-from vectors.store import Checkpoint, Library, base_digest
+from vectors.store import Library, base_digest
 from vectors.tasks import Recipe, delta, materialise
 from vectors.tasks.memo import FolderMemo
 from vectors.tasks.methods.ties import TiesParameters
@@ -30,7 +31,6 @@ from workbench.merging import crossing, linear, ties  # noqa: E402  # which way 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 WEIGHTS = {"a": 1.0, "b": -0.5, "c": 0.7}
 SHAPES = {"wide": (33, 35), "long": (3001,), "one": (), "norm": (301,)}
-State = dict[str, torch.Tensor]
 
 
 def base_state() -> State:
@@ -59,30 +59,14 @@ class FloatsAlone(FolderTerm):
         return name in SHAPES
 
 
-class Setup:
+class Setup(Merges):
     """A base and three fine-tunes, merged both ways."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.base = folder, base_state()
-        self.tuned = {k: tuned_state(self.base, i + 1) for i, k in enumerate(WEIGHTS)}
-        for name, state in {"base": self.base, **self.tuned}.items():
-            (folder / name).mkdir()
-            save_file(state, folder / name / "model.safetensors")
-        self.checkpoint = Checkpoint(folder / "base")
-
-    def terms(self, keys: str) -> list[FolderTerm]:
-        return [FolderTerm(k, self.folder / k, self.checkpoint) for k in keys]
-
-    def new_folder(self) -> Path:
-        out = self.folder / f"out-{len(list(self.folder.iterdir()))}"
-        out.mkdir()
-        return out
-
-    def plainly(self, keys: str, **options: Any) -> State:
-        out = self.new_folder()
-        op, weights = Operation.of("ties", options), [WEIGHTS[k] for k in keys]
-        list(write_weights(self.checkpoint, self.terms(keys), weights, op, out))
-        return load_file(out / "model.safetensors")
+        base = base_state()
+        super().__init__(
+            folder, base, {k: tuned_state(base, i + 1) for i, k in enumerate(WEIGHTS)}, WEIGHTS
+        )
 
     def on_device(
         self, keys: str, held: crossing.Held, memo: FolderMemo | None = None, **options: Any
@@ -135,7 +119,7 @@ CASES = [(options, HELD[number % 3]) for number, options in enumerate(OPTIONS)]
 def test_every_option_has_the_bits_of_the_processor(
     setup: Setup, options: dict[str, Any], held: crossing.Held
 ) -> None:
-    check(setup.on_device("abc", held, **options), setup.plainly("abc", **options))
+    check(setup.on_device("abc", held, **options), setup.write("abc", **options))
 
 
 @pytest.mark.parametrize("held", ["all", "none"])
@@ -152,16 +136,9 @@ def test_each_byte_crosses_once_where_all_is_held(setup: Setup, held: crossing.H
 
 @pytest.mark.parametrize("scope", ["global", "tensor"])
 def test_counts_are_kept_with_the_same_bytes(setup: Setup, scope: str) -> None:
-    memos = []
-    for way in (setup.plainly, setup.on_device):
-        folder = setup.new_folder()
-        memos.append(FolderMemo(folder))
-        if way is setup.on_device:
-            setup.on_device("abc", "all", memos[-1], scope=scope)
-        else:
-            op, out = Operation.of("ties", {"scope": scope}), setup.new_folder()
-            weights = list(WEIGHTS.values())
-            list(write_weights(setup.checkpoint, setup.terms("abc"), weights, op, out, memos[-1]))
+    memos = [FolderMemo(setup.new_folder()) for _ in range(2)]
+    setup.write("abc", memos[0], scope=scope)
+    setup.on_device("abc", "all", memos[1], scope=scope)
     files = [sorted(folder._folder.iterdir()) for folder in memos]
     assert [file.name for file in files[0]] == [f"{key}.{scope}.safetensors" for key in "abc"]
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
@@ -171,7 +148,7 @@ def test_counts_are_kept_with_the_same_bytes(setup: Setup, scope: str) -> None:
 def test_too_many_loose_magnitudes_are_looked_at_again(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    want = setup.plainly("abc", **options)
+    want = setup.write("abc", **options)
     monkeypatch.setattr(ties, "MOST_LOOSE", 3)
     looked: list[int] = []
     plain = ties.DeviceTies.look
@@ -211,13 +188,13 @@ def test_tables_are_emptied_before_they_overflow(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ties, "MOST_COUNTED", 3000)
-    check(setup.on_device("abc", "all", density=0.37), setup.plainly("abc", density=0.37))
+    check(setup.on_device("abc", "all", density=0.37), setup.write("abc", density=0.37))
 
 
 @pytest.mark.parametrize("density", [1.0, 0.3])
 def test_one_term_comes_out_as_it_went_in(setup: Setup, density: float) -> None:
     found = setup.on_device("a", "none", density=density)
-    check(found, setup.plainly("a", density=density))
+    check(found, setup.write("a", density=density))
     if density == 1.0:
         check(found, setup.tuned["a"])
 

@@ -8,23 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from tests_support.merges import Merges, State
 
 from vectors.errors import InputError, ShapeMismatch
-from vectors.store import Checkpoint
 from vectors.tasks import delta, merge, parts, streams
 from vectors.tasks.histograms import Histogram, read_histograms, write_histograms
 from vectors.tasks.memo import FolderMemo
 from vectors.tasks.merge import apply
-from vectors.tasks.recipes import Operation
-from vectors.tasks.sources import FolderTerm
 from vectors.tasks.stack import stacked
-from vectors.tasks.weights import write_weights
 
 WEIGHTS = {"a": 1.0, "b": -0.5, "c": 0.7}
 FLOATS = {"wide": torch.bfloat16, "long": torch.bfloat16, "fp32": torch.float32}
 FLOATS |= {"half": torch.float16, "one": torch.bfloat16}
-State = dict[str, torch.Tensor]
 
 
 def base_state() -> State:
@@ -47,26 +43,14 @@ def tuned_state(base: State, seed: int) -> State:
     return state
 
 
-class Setup:
+class Setup(Merges):
     """A base, three fine-tunes, and what merging them in memory gives."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.base = folder, base_state()
-        self.tuned = {k: tuned_state(self.base, i + 1) for i, k in enumerate(WEIGHTS)}
-        for name, state in {"base": self.base, **self.tuned}.items():
-            (folder / name).mkdir()
-            save_file(state, folder / name / "model.safetensors")
-        self.checkpoint = Checkpoint(folder / "base")
-
-    def write(self, keys: str, memo: FolderMemo | None = None, **options: Any) -> State:
-        out = self.folder / f"out-{len(list(self.folder.iterdir()))}"
-        out.mkdir()
-        terms = [FolderTerm(k, self.folder / k, self.checkpoint) for k in keys]
-        op = Operation.of("ties", options)
-        weights = [WEIGHTS[k] for k in keys]
-        names = list(write_weights(self.checkpoint, terms, weights, op, out, memo))
-        assert sorted(names) == sorted(self.base)
-        return load_file(out / "model.safetensors")
+        base = base_state()
+        super().__init__(
+            folder, base, {k: tuned_state(base, i + 1) for i, k in enumerate(WEIGHTS)}, WEIGHTS
+        )
 
     def expected(self, keys: str, **options: Any) -> State:
         deltas = {
