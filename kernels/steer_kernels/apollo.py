@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from steer_kernels import apollo_dense, apollo_factored, apollo_parts
+from steer_kernels import apollo_dense, apollo_factored, apollo_move_strips, apollo_parts
+from steer_kernels.apollo_buckets import Row, buckets, numbers_on, table_of
 
 __all__ = ["TILES", "adamw_step", "dense_step", "factored_step"]
 
@@ -43,25 +43,24 @@ TILES: dict[str, dict[str, Any]] = {
     "norm_factored": {"SIDE": 64, "STEP": 64, "num_warps": 4, "num_stages": 4},
     "move_factored": {"COLUMNS": 64, "STEP": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 128},
 }
-# The same for Hopper's own kernels; those of `move_factored` by the tokens that fit beside the ring.
+# The same for Hopper's own kernels; those of `move_strips` by the tokens that fit beside all stages.
 HOPPER_PROJECT = {"STAGES": 4}
-HOPPER_MOVE = {
-    64: {"SPAN": 16, "STAGES": 6, "WORKERS": 3},
-    128: {"SPAN": 16, "STAGES": 5, "WORKERS": 2},
-    256: {"SPAN": 16, "STAGES": 3, "WORKERS": 2},
+STRIPS = {
+    64: {"COLUMNS": 128, "SPAN": 8, "STAGES": 4, "num_warps": 8},
+    128: {"COLUMNS": 128, "SPAN": 16, "STAGES": 3, "num_warps": 8},
+    256: {"COLUMNS": 64, "SPAN": 16, "STAGES": 3, "num_warps": 8},
 }
 HOPPER_RANKS = (128, 256)
 HOPPER_TOKENS = 100  # with fewer, `project_factored` is the faster one
-GLUON = "3.6."  # the versions of Triton whose Gluon the kernels are written in
+GLUON = "3.6."  # the versions of Triton whose Gluon `project` is written in
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 BITS = {torch.float32: tl.int32, torch.bfloat16: tl.int16}
 # A kernel is subscripted with its grid, which type checkers do not know of a decorated function.
 DENSE: Any = apollo_dense
 FACTORED: Any = apollo_factored
+EVEN: Any = apollo_move_strips
 PARTS: Any = apollo_parts
-MOST_TABLES = 256
 WHOLE_ROW = 256
-_tables: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
 
 
 def dense_step(
@@ -77,7 +76,7 @@ def dense_step(
 ) -> None:
     """Move matrices by their gradients: `workbench.train.apollo_steps.dense_step`."""
     rows = zip(weights, gradients, firsts, seconds, norms, keys, strict=True)
-    for bucket in _buckets(_Row(w, g, m, v, n, k) for w, g, m, v, n, k in rows):
+    for bucket in buckets(Row(w, g, m, v, n, k) for w, g, m, v, n, k in rows):
         _dense(bucket, signs_SR, dials, rule)
 
 
@@ -95,7 +94,7 @@ def factored_step(
 ) -> None:
     """Move matrices by factors of their gradients: `workbench.train.apollo_steps.factored_step`."""
     rows = zip(weights, inputs, output_grads, firsts, seconds, norms, keys, strict=True)
-    for bucket in _buckets(_Row(w, x, m, v, n, k, y) for w, x, y, m, v, n, k in rows):
+    for bucket in buckets(Row(w, x, m, v, n, k, y) for w, x, y, m, v, n, k in rows):
         _factored(bucket, signs_SR, dials, rule)
 
 
@@ -110,8 +109,8 @@ def adamw_step(
 ) -> None:
     """Take AdamW's step on any weights: `workbench.train.apollo_steps.adamw_step`."""
     rows = zip(weights, gradients, firsts, seconds, keys, strict=True)
-    flat = (_Row(_flat(w), _flat(g), _flat(m), _flat(v), None, k) for w, g, m, v, k in rows)
-    kinds: dict[tuple[Any, ...], list[_Row]] = {}
+    flat = (Row(_flat(w), _flat(g), _flat(m), _flat(v), None, k) for w, g, m, v, k in rows)
+    kinds: dict[tuple[Any, ...], list[Row]] = {}
     for row, weight in zip(flat, weights, strict=True):
         if row.weight.data_ptr() != weight.data_ptr():
             row.back.append((weight, row.weight))
@@ -122,57 +121,6 @@ def adamw_step(
         _adamw([row.aligned() for row in bucket], dials, rule)
         for row in bucket:
             row.give_back()
-
-
-class _Row:
-    """One weight and what moves it; `second` is its gradient, or X where `other` is dY."""
-
-    def __init__(
-        self,
-        weight: Tensor,
-        second: Tensor,
-        m: Tensor,
-        v: Tensor,
-        norm: Tensor | None,
-        key: int,
-        other: Tensor | None = None,
-    ) -> None:
-        self.weight, self.second, self.m, self.v = weight, second, m, v
-        self.norm, self.key, self.other = norm, key, other
-        self.back: list[tuple[Tensor, Tensor]] = []
-
-    def aligned(self) -> _Row:
-        """Copy what the kernels cannot address; `give_back` returns what they moved."""
-        for name in ("weight", "m", "v"):
-            tensor = getattr(self, name)
-            if tensor.data_ptr() % 16 or (name != "weight" and not tensor.is_contiguous()):
-                copy = tensor.clone(memory_format=torch.contiguous_format)
-                setattr(self, name, copy)
-                self.back.append((tensor, copy))
-        for name in ("second", "other"):
-            tensor = getattr(self, name)
-            if tensor is None:
-                continue
-            if tensor.data_ptr() % 16 or (self.other is not None and tensor.stride(-1) != 1):
-                setattr(self, name, tensor.clone(memory_format=torch.contiguous_format))
-        return self
-
-    def give_back(self) -> None:
-        for tensor, copy in reversed(self.back):
-            tensor.copy_(copy.view(tensor.shape))
-
-    def numbers(self) -> tuple[int, ...]:
-        norm = 0 if self.norm is None else self.norm.data_ptr()
-        other = 0 if self.other is None else self.other.data_ptr()
-        tensors = (self.weight, self.second, self.m, self.v)
-        return (*(tensor.data_ptr() for tensor in tensors), norm, self.key, other)
-
-    def kind(self) -> tuple[Any, ...]:
-        parts: list[Any] = []
-        for tensor in (self.weight, self.second, self.other):
-            if tensor is not None:
-                parts += [tuple(tensor.shape), tensor.stride(), tensor.dtype]
-        return tuple(parts)
 
 
 @dataclass
@@ -190,26 +138,14 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1)
 
 
-def _buckets(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
-    """Yield the rows of one kind together, and give back what was copied for them."""
-    kinds: dict[tuple[Any, ...], list[_Row]] = {}
-    for row in rows:
-        row.aligned()
-        kinds.setdefault(row.kind(), []).append(row)
-    for bucket in kinds.values():
-        yield bucket
-        for row in bucket:
-            row.give_back()
-
-
-def _dense(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[str, Any]) -> None:
+def _dense(bucket: list[Row], signs_SR: Tensor, dials: Tensor, rule: dict[str, Any]) -> None:
     weight, grad, device = bucket[0].weight, bucket[0].second, bucket[0].weight.device
     (M, N), tall, rank = weight.shape, weight.shape[0] >= weight.shape[1], signs_SR.shape[1]
     C, S = (M, N) if tall else (N, M)
     across, along = grad.stride() if tall else reversed(grad.stride())
     tensor, compat = rule["scaling"] == "tensor", rule["compat"]
     columns, tile = _tile("project", rank, grad.dtype)
-    table, flags = _table(bucket), {"TENSOR": tensor, "COMPAT": compat}
+    table, flags = table_of(bucket), {"TENSOR": tensor, "COMPAT": compat}
     near, far = (S, across) if along == 1 else (C, along)
     hopper = _hopper(device) if rank in HOPPER_RANKS and 1 in (across, along) else None
     if hopper and grad.dtype == signs_SR.dtype == torch.bfloat16 and near % 16 == far % 16 == 0:
@@ -237,7 +173,7 @@ def _dense(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[str, 
     )  # fmt: skip
 
 
-def _factored(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[str, Any]) -> None:
+def _factored(bucket: list[Row], signs_SR: Tensor, dials: Tensor, rule: dict[str, Any]) -> None:
     weight, x_DN, dy_DM = bucket[0].weight, bucket[0].second, bucket[0].other
     assert dy_DM is not None
     (M, N), tall, rank = weight.shape, weight.shape[0] >= weight.shape[1], signs_SR.shape[1]
@@ -252,18 +188,18 @@ def _factored(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[st
     norm = _tile("norm_factored", rank, x_DN.dtype)[1]
     regular = x_DN.dtype == torch.bfloat16 and M % 16 == N % 16 == 0
     regular = regular and x_DN.stride(0) % 16 == dy_DM.stride(0) % 16 == 0
-    hopper = _hopper(device) if regular else None
-    by_hopper = hopper is not None and rank in HOPPER_RANKS and D >= HOPPER_TOKENS
-    blocks = 2 * _pieces(C, 128) if by_hopper else _pieces(C, tile["ROWS"])
+    many = rank in HOPPER_RANKS and D >= HOPPER_TOKENS
+    hopper = _hopper(device) if regular and many else None
+    blocks = 2 * _pieces(C, 128) if hopper else _pieces(C, tile["ROWS"])
     tiles = _pieces(D, norm["SIDE"]) ** 2
-    table, scratch = _table(bucket), _scratch(count, C, blocks, tiles, device)
+    table, scratch = table_of(bucket), _scratch(count, C, blocks, tiles, device)
     Z = torch.empty(count, D, columns, dtype=x_DN.dtype, device=device)
     if D:
         FACTORED.shrink[(_pieces(D, small["ROWS"]), count)](
             table, signs_SR, Z, D, S, b.stride(0),
             B_FIELD=b_field, RANK=rank, FACTOR=factor, COLUMNS=columns, **small,
         )  # fmt: skip
-    if hopper and by_hopper:
+    if hopper:
         hopper.project(
             table, Z, D, scratch, dials, C, D, a.stride(0), rank, rule, count,
             FIELD=a_field, ROWWISE=False, SQUARE=False,
@@ -280,31 +216,59 @@ def _factored(bucket: list[_Row], signs_SR: Tensor, dials: Tensor, rule: dict[st
             A_FIELD=a_field, B_FIELD=b_field, FACTOR=factor, TENSOR=tensor, **norm,
         )  # fmt: skip
     _finish(table, scratch, dials, blocks, tiles, S, rank, rule)
-    plain = weight.dtype == torch.bfloat16 and weight.stride(1) == 1 and weight.stride(0) % 16 == 0
-    if hopper and plain and 0 < D <= max(HOPPER_MOVE):
-        hopper.move_factored(
-            table, scratch, dials, M, N, D, weight.stride(0), x_DN.stride(0), dy_DM.stride(0),
-            count, TALL=tall, TENSOR=tensor, COMPAT=compat,
+    _move_factored(bucket, table, scratch, dials, rule)
+
+
+def _move_factored(
+    bucket: list[Row], table: Tensor, scratch: _Scratch, dials: Tensor, rule: dict[str, Any]
+) -> None:
+    weight, x_DN, dy_DM = bucket[0].weight, bucket[0].second, bucket[0].other
+    assert dy_DM is not None
+    (M, N), D, count = weight.shape, len(x_DN), len(bucket)
+    given = (table, scratch.scalings, scratch.factors, dials, M, N, D)
+    flags = {"TALL": M >= N, "TENSOR": rule["scaling"] == "tensor", "COMPAT": rule["compat"]}
+    if _even(weight, x_DN, dy_DM) and _roomy(weight.device):
+        tile = _strip(D)
+        chunks, depth = _pieces(N, tile["COLUMNS"] * tile["SPAN"]), max(16, _power_of_two(D))
+        EVEN.move_strips[(M // 128 * chunks, count)](
+            *given, weight.stride(0), x_DN.stride(0), dy_DM.stride(0), chunks,
+            DEPTH=depth, FULL=depth == D, **flags, **tile,
         )  # fmt: skip
         return
-    last = _tile("move_factored", rank, x_DN.dtype)[1]
-    FACTORED.move_factored[(_pieces(M, 128) * _pieces(N, last["COLUMNS"]), count)](
-        table, scratch.scalings, scratch.factors, dials, M, N, D, *weight.stride(),
-        x_DN.stride(0), dy_DM.stride(0), WEIGHT=DTYPES[weight.dtype], FACTOR=factor,
-        TALL=tall, TENSOR=tensor, COMPAT=compat, **last,
+    tile = _tile("move_factored", 1, x_DN.dtype)[1]
+    FACTORED.move_factored[(_pieces(M, 128) * _pieces(N, tile["COLUMNS"]), count)](
+        *given, *weight.stride(), x_DN.stride(0), dy_DM.stride(0),
+        WEIGHT=DTYPES[weight.dtype], FACTOR=DTYPES[x_DN.dtype], **flags, **tile,
     )  # fmt: skip
 
 
+def _even(weight: Tensor, x_DN: Tensor, dy_DM: Tensor) -> bool:
+    """Whether nothing but tokens needs a mask, and every row can be read 16 bytes at a time."""
+    (M, N), D = weight.shape, len(x_DN)
+    if not (weight.dtype == x_DN.dtype == torch.bfloat16 and 0 < D <= max(STRIPS)):
+        return False
+    strides = (weight.stride(0), x_DN.stride(0), dy_DM.stride(0))
+    whole = M % 128 == N % _strip(D)["COLUMNS"] == 0 and weight.stride(1) == 1
+    return whole and all(stride % 16 == 0 for stride in strides)
+
+
+def _strip(D: int) -> dict[str, Any]:
+    return STRIPS[min(size for size in STRIPS if size >= D)]
+
+
+@functools.cache
+def _roomy(device: torch.device) -> bool:
+    """Whether the stages of `move_strips` fit: on Hopper, and in the interpreter."""
+    return device.type == "cpu" or torch.cuda.get_device_capability(device) == (9, 0)
+
+
 class _Hopper:
-    """Launches Hopper's own kernels: a program for each multiprocessor, which takes many tiles."""
+    """Launches Hopper's own `project`: a program for each multiprocessor, which takes many tiles."""
 
     def __init__(self, device: torch.device) -> None:
-        from steer_kernels import apollo_move_hopper, apollo_project_hopper  # noqa: PLC0415
+        from steer_kernels import apollo_project_hopper  # noqa: PLC0415
 
-        self.kernels: tuple[Any, Any] = (
-            apollo_project_hopper.project,
-            apollo_move_hopper.move_factored,
-        )
+        self.kernel: Any = apollo_project_hopper.project
         self.programs = torch.cuda.get_device_properties(device).multi_processor_count
 
     def project(
@@ -312,23 +276,11 @@ class _Hopper:
         C: int, S: int, stride: int, rank: int, rule: dict[str, Any], count: int, **flags: Any,
     ) -> None:  # fmt: skip
         blocks = _pieces(C, 128)
-        self.kernels[0][(min(self.programs, blocks * count),)](
+        self.kernel[(min(self.programs, blocks * count),)](
             table, P, P_rows, scratch.scalings, scratch.q, scratch.r, scratch.u, dials,
             C, S, stride, rank**-0.5, *_decays(rule), blocks * count, blocks,
             RANK=rank, TENSOR=rule["scaling"] == "tensor", COMPAT=rule["compat"],
             **flags, **HOPPER_PROJECT, num_warps=4,
-        )  # fmt: skip
-
-    def move_factored(
-        self, table: Tensor, scratch: _Scratch, dials: Tensor, M: int, N: int, D: int,
-        w_row: int, stride_x: int, stride_y: int, count: int, **flags: Any,
-    ) -> None:  # fmt: skip
-        depth = min(size for size in HOPPER_MOVE if size >= D)
-        groups, chunks = _pieces(M, 128), _pieces(N, 64 * HOPPER_MOVE[depth]["SPAN"])
-        items = groups * chunks * count
-        self.kernels[1][(min(self.programs, items),)](
-            table, scratch.scalings, scratch.factors, dials, M, N, D, w_row, stride_x, stride_y,
-            items, groups, chunks, DEPTH=depth, **flags, **HOPPER_MOVE[depth], num_warps=4,
         )  # fmt: skip
 
 
@@ -339,11 +291,11 @@ def _hopper(device: torch.device) -> _Hopper | None:
     return _Hopper(device) if torch.cuda.get_device_capability(device) == (9, 0) else None
 
 
-def _adamw(bucket: list[_Row], dials: Tensor, rule: dict[str, Any]) -> None:
+def _adamw(bucket: list[Row], dials: Tensor, rule: dict[str, Any]) -> None:
     weight, grad = bucket[0].weight, bucket[0].second
     tile, sizes = TILES["move_adamw"], [row.weight.numel() for row in bucket]
     DENSE.move_adamw[(max(1, _pieces(max(sizes), tile["BLOCK"])), len(bucket))](
-        _table(bucket), _numbers(tuple(sizes), weight.device), dials, *_decays(rule),
+        table_of(bucket), numbers_on(tuple(sizes), weight.device), dials, *_decays(rule),
         WEIGHT=DTYPES[weight.dtype], GRAD=DTYPES[grad.dtype], COMPAT=rule["compat"], **tile,
     )  # fmt: skip
 
@@ -393,27 +345,3 @@ def _scratch(count: int, C: int, blocks: int, tiles: int, device: torch.device) 
     new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=device)  # noqa: E731
     sums = new(2, count, blocks)
     return _Scratch(new(count, C), sums[0], sums[1], new(count, tiles), new(count))
-
-
-def _table(bucket: list[_Row]) -> Tensor:
-    return _numbers(tuple(number for row in bucket for number in row.numbers()), _device(bucket))
-
-
-def _device(bucket: list[_Row]) -> torch.device:
-    return bucket[0].weight.device
-
-
-def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return int64 numbers on the device; the same numbers are sent once."""
-    key = (device, numbers)
-    if key not in _tables:
-        found = torch.tensor(numbers, dtype=torch.int64)
-        if device.type == "cuda":
-            # From pageable memory, the copy would wait.
-            found = found.pin_memory().to(device, non_blocking=True)
-        _tables[key] = found
-        if len(_tables) > MOST_TABLES:
-            _tables.popitem(last=False)
-    else:
-        _tables.move_to_end(key)
-    return _tables[key]

@@ -15,9 +15,9 @@ import triton.language as tl
 from steer_kernels.apollo_parts import (
     address,
     advance_in_pieces,
+    moved,
     product,
     random_words,
-    rounded,
     turn_of,
 )
 
@@ -121,7 +121,7 @@ def _moved(
     far, wide = row[:, None], column[None, :]
     w_place = W + (far * w_row + wide * w_column)
     G_MN = tl.load(G + (far * g_row + wide * g_column), mask=mask, other=0.0)
-    W_MN = tl.load(w_place, mask=mask, other=0.0).to(tl.float32)
+    W_MN = tl.load(w_place, mask=mask, other=0.0)
     if TENSOR:
         update_MN = G_MN.to(tl.float32) * factor
     elif TALL:
@@ -130,11 +130,7 @@ def _moved(
     else:
         scaling = tl.load(scalings + column, mask=column < N, other=0.0) * factor
         update_MN = G_MN.to(tl.float32) * scaling[None, :]
-    if COMPAT:
-        W_MN = (W_MN - update_MN) * decay
-    else:
-        W_MN = W_MN * decay - update_MN
-    tl.store(w_place, rounded(W_MN, noise, WEIGHT), mask=mask)
+    tl.store(w_place, moved(W_MN, update_MN, decay, noise, WEIGHT, COMPAT), mask=mask)
 
 
 @triton.jit
@@ -198,16 +194,14 @@ def _adamw_block(
     tl.store(m, first, mask=mask)
     tl.store(v, second, mask=mask)
     correct1, correct2, decay = tl.load(dials + 2), tl.load(dials + 3), tl.load(dials + 1)
-    value = tl.load(weight, mask=mask, other=0.0).to(tl.float32)
+    value = tl.load(weight, mask=mask, other=0.0)
     if COMPAT:
         update = tl.load(dials) * (correct2 / correct1) * first / (tl.sqrt(second) + eps)
-        value = (value - update) * decay
     else:
         update = tl.load(dials) * first / ((tl.sqrt(second) / correct2 + eps) * correct1)
-        value = value * decay - update
     key = tl.load(table + matrix * 7 + 5).to(tl.int32)
     noise = random_words(place.to(tl.uint32), key, turn_of(dials)) & 0xFFFF
-    tl.store(weight, rounded(value, noise, WEIGHT), mask=mask)
+    tl.store(weight, moved(value, update, decay, noise, WEIGHT, COMPAT), mask=mask)
 
 
 @triton.jit

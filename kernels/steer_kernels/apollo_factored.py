@@ -20,9 +20,9 @@ from steer_kernels.apollo_parts import (
     address,
     advance,
     moments,
+    moved,
     product,
     random_words,
-    rounded,
     turn_of,
 )
 
@@ -191,39 +191,6 @@ def norm_factored(
 
 
 @triton.jit
-def _written(
-    W_MN,
-    update_MN,
-    place,
-    mask,
-    row,
-    column,
-    M,
-    N,
-    scalings,
-    factor,
-    decay,
-    noise,
-    WEIGHT: tl.constexpr,
-    TALL: tl.constexpr,
-    TENSOR: tl.constexpr,
-    COMPAT: tl.constexpr,
-):
-    if TENSOR:
-        update_MN *= factor
-    elif TALL:
-        update_MN *= (tl.load(scalings + row, mask=row < M, other=0.0) * factor)[:, None]
-    else:
-        update_MN *= (tl.load(scalings + column, mask=column < N, other=0.0) * factor)[None, :]
-    W_MN = W_MN.to(tl.float32)
-    if COMPAT:
-        W_MN = (W_MN - update_MN) * decay
-    else:
-        W_MN = W_MN * decay - update_MN
-    tl.store(place, rounded(W_MN, noise, WEIGHT), mask=mask)
-
-
-@triton.jit
 def move_factored(
     table,
     scalings,
@@ -288,11 +255,15 @@ def move_factored(
     words = random_words((group * 64 + inside)[:, None] * N + column[None, :], key, turn_of(dials))
     scalings += matrix * (M if TALL else N)
     factor, decay = tl.load(factors + matrix), tl.load(dials + 1)
-    _written(
-        W_high, high, high_place, high_mask, row, column, M, N, scalings, factor, decay,
-        words & 0xFFFF, WEIGHT, TALL, TENSOR, COMPAT,
-    )  # fmt: skip
-    _written(
-        W_low, low, low_place, low_mask, below, column, M, N, scalings, factor, decay,
-        words >> 16, WEIGHT, TALL, TENSOR, COMPAT,
-    )  # fmt: skip
+    if TENSOR:
+        s_high, s_low = factor, factor
+    elif TALL:
+        s_high = (tl.load(scalings + row, mask=row < M, other=0.0) * factor)[:, None]
+        s_low = (tl.load(scalings + below, mask=below < M, other=0.0) * factor)[:, None]
+    else:
+        s_high = (tl.load(scalings + column, mask=column < N, other=0.0) * factor)[None, :]
+        s_low = s_high
+    new_high = moved(W_high, high * s_high, decay, words & 0xFFFF, WEIGHT, COMPAT)
+    new_low = moved(W_low, low * s_low, decay, words >> 16, WEIGHT, COMPAT)
+    tl.store(high_place, new_high, mask=high_mask)
+    tl.store(low_place, new_low, mask=low_mask)

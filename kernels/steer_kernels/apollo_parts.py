@@ -23,6 +23,7 @@ __all__ = [
     "advance_in_pieces",
     "finish",
     "moments",
+    "moved",
     "product",
     "random_words",
     "rounded",
@@ -80,6 +81,17 @@ def rounded(value, noise, dtype: tl.constexpr):
     else:
         result = value.to(dtype)
     return result
+
+
+@triton.jit
+def moved(W_MN, update_MN, decay, noise, WEIGHT: tl.constexpr, COMPAT: tl.constexpr):
+    """Return weights less their update, decayed by the factor `decay`; rounded as `rounded` does."""
+    W_MN = W_MN.to(tl.float32)
+    if COMPAT:
+        W_MN = (W_MN - update_MN) * decay
+    else:
+        W_MN = W_MN * decay - update_MN
+    return rounded(W_MN, noise, WEIGHT)
 
 
 @triton.jit

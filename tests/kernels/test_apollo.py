@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,13 +21,13 @@ from workbench.train.projection import projection
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = {
-    "project": {"ROWS": 64, "STEP": 16, "num_warps": 4, "num_stages": 2},
+    "project": {"ROWS": 64, "STEP": 32, "num_warps": 4, "num_stages": 2},
     "move": {"ROWS": 32, "COLUMNS": 64, "num_warps": 4, "num_stages": 1},
     "move_adamw": {"BLOCK": 256, "num_warps": 4, "num_stages": 1},
     "shrink": {"ROWS": 16, "STEP": 32, "num_warps": 4, "num_stages": 2},
-    "project_factored": {"ROWS": 64, "COLUMNS": 32, "STEP": 16, "num_warps": 4, "num_stages": 2},
+    "project_factored": {"ROWS": 64, "COLUMNS": 32, "STEP": 32, "num_warps": 4, "num_stages": 2},
     "norm_factored": {"SIDE": 16, "STEP": 32, "num_warps": 4, "num_stages": 2},
-    "move_factored": {"COLUMNS": 32, "STEP": 16, "num_warps": 4, "num_stages": 2},
+    "move_factored": {"COLUMNS": 32, "STEP": 32, "num_warps": 4, "num_stages": 2},
 }
 
 
@@ -214,6 +215,13 @@ def test_bfloat16_takes_the_random_numbers_of_the_reference(shape):
             close_to_rounding(jobs[0].weights[0], jobs[1].weights[0])
 
 
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes as long for a small tile as for a large one."""
+    for name in ("project", "shrink", "project_factored", "norm_factored", "move_factored"):
+        tile = {key: 64 if size in (16, 32) else size for key, size in SMALL[name].items()}
+        monkeypatch.setitem(kernels.TILES, name, tile)
+
+
 @pytest.mark.parametrize(
     ("shape", "tokens"), [((272, 144), 0), ((144, 272), 0), ((272, 144), 130), ((144, 272), 70)]
 )
@@ -221,10 +229,7 @@ def test_bfloat16_of_regular_shapes_has_the_moments_and_norms_of_float64(
     shape, tokens, monkeypatch
 ):
     """Hopper GPUs have kernels of their own for these; `tokens` 0 stands for gradients in memory."""
-    for name in ("project", "shrink", "project_factored", "norm_factored", "move_factored"):
-        # The interpreter takes as long for a small tile as for a large one.
-        tile = {key: 64 if size in (16, 32) else size for key, size in SMALL[name].items()}
-        monkeypatch.setitem(kernels.TILES, name, tile)
+    large_tiles(monkeypatch)
     m, n = shape
     starts = [noise(shape, i, torch.bfloat16) for i in range(2)]
     jobs = [Job([w.clone() for w in starts], 128), Job([w.double() for w in starts], 128)]
@@ -243,6 +248,42 @@ def test_bfloat16_of_regular_shapes_has_the_moments_and_norms_of_float64(
         assert (found.double() - wanted).norm() < limit * wanted.norm()
     for found, wanted, start in zip(jobs[0].weights, jobs[1].weights, starts, strict=True):
         assert (found.double() - wanted).norm() < 0.5 * (wanted - start.double()).norm()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "tokens"), [((256, 192), 64), ((128, 320), 21), ((384, 128), 100), ((128, 256), 256)]
+)
+def test_even_shapes_move_in_strips_as_others_do(shape, tokens, rule, monkeypatch):
+    large_tiles(monkeypatch)
+    m, n = shape
+    strip = {"COLUMNS": 64, "SPAN": 2, "STAGES": 2, "num_warps": 4}
+    monkeypatch.setattr(kernels, "STRIPS", {64: strip, 128: strip, 256: strip})
+    start = noise(shape, 0, torch.bfloat16)
+    pair = (noise((tokens, n), 2, torch.bfloat16), noise((tokens, m), 3, torch.bfloat16))
+    strips, plain = (Job([start.clone()], 16, **rule) for _ in range(2))
+    launched = watched(monkeypatch)
+    strips.go(kernels, [pair])
+    assert launched == ["strips"]
+    monkeypatch.setattr(kernels, "_roomy", lambda device: False)
+    plain.go(kernels, [pair])
+    assert launched == ["strips"]
+    close_to_rounding(strips.weights[0], plain.weights[0])
+    assert (strips.weights[0] != start).any()
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A note of each launch of `move_strips`."""
+    launched: list[str] = []
+    kernel = kernels.EVEN.move_strips
+
+    class Watched:
+        def __getitem__(self, grid):
+            launched.append("strips")
+            return kernel[grid]
+
+    monkeypatch.setattr(kernels, "EVEN", SimpleNamespace(move_strips=Watched()))
+    return launched
 
 
 def test_rounding_is_right_on_average_and_reproducible():
