@@ -76,14 +76,15 @@ def main() -> None:
 
 
 def publish(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
-    """Print a table of each shape, and append it to the results."""
+    """Append each shape to the results, then print its table."""
     for shape in sorted({row["shape"] for row in rows}):
         these = [row for row in rows if row["shape"] == shape]
-        print(f"\n{shape}")
         numbers = {"shape": shape, "prefix_cache": given.prefix_cache, "rows": these}
-        numbers["summary"] = table(these)
+        numbers["summary"] = summary(these)
         if given.results:
             append("steering", numbers, given.results)
+        print(f"\n{shape}")
+        show(numbers["summary"])
 
 
 def turns(
@@ -114,6 +115,7 @@ def turns(
                 process.stdin.write(f"{n} {k}\n")
                 process.stdin.flush()
                 rows.append({"shape": shape, "way": way, **answer(process)})
+                print(json.dumps(rows[-1]), flush=True)
     print(f"ended after {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -247,25 +249,33 @@ class Timer:
 # -- both -----------------------------------------------------------------------------------------
 
 
-def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Print each cell: medians over the starts, their spread, and the ratio to the baseline."""
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each cell: medians over the starts, their spread, and the ratio to the baseline."""
     found = []
-    print(f"{'way':10} {'n':>4} {'K':>4} {'graph us':>22} {'over':>7} {'host us':>8}  tokens/s")
     for way, n, k in sorted({(r["way"], r["n"], r["k"]) for r in rows}):
         these = [r for r in rows if (r["way"], r["n"], r["k"]) == (way, n, k)]
         base = [r["graph_us"] for r in rows if r["way"] == "baseline" and r["n"] == n]
         graphs = [r["graph_us"] for r in these]
         rates = sorted(statistics.median(r["tokens_per_s"]) for r in these)
-        row: dict[str, Any] = {"way": way, "n": n, "k": k, "graph_us": statistics.median(graphs)}
+        row: dict[str, Any] = {"way": way, "n": n, "k": k, "starts": len(these)}
+        row |= {"graph_us": statistics.median(graphs), "range_us": [min(graphs), max(graphs)]}
         row["over"] = row["graph_us"] / statistics.median(base) - 1 if base else None
         row["host_us"] = round(statistics.median(r["host_us"] for r in these), 1)
         row["tokens_per_s"] = [rates[0], statistics.median(rates), rates[-1]]
-        over = f"{row['over']:+.2%}" if base else ""
-        spread = f"{row['graph_us']:.1f} ({min(graphs):.1f}-{max(graphs):.1f})"
-        speed = " / ".join(f"{r:.0f}" for r in row["tokens_per_s"])
-        print(f"{way:10} {n:4} {k:4} {spread:>22} {over:>7} {row['host_us']:8} {speed}")
         found.append(row)
     return found
+
+
+def show(cells: list[dict[str, Any]]) -> None:
+    """Print the cells as a table."""
+    print(f"{'way':10} {'n':>4} {'K':>4} {'graph us':>22} {'over':>7} {'host us':>8}  tokens/s")
+    for row in cells:
+        over = "" if row["over"] is None else f"{row['over']:+.2%}"
+        low, high = row["range_us"]
+        spread = f"{row['graph_us']:.1f} ({low:.1f}-{high:.1f})"
+        speed = " / ".join(f"{r:.0f}" for r in row["tokens_per_s"])
+        where = f"{row['way']:10} {row['n']:4} {row['k']:4}"
+        print(f"{where} {spread:>22} {over:>7} {row['host_us']:8} {speed}")
 
 
 if __name__ == "__main__":

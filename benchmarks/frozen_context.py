@@ -1,7 +1,7 @@
 """Frozen-context training against prompt-masked training of the same decisions.
 
     workbench bench frozen-context [--json] [--context 1024] [--decision 64] [--repeats 3]
-    python benchmarks/frozen_context.py [--parts hybrid,dense] [--profile]           # on a GPU
+    python benchmarks/frozen_context.py [--parts hybrid,dense] [--layers 36] [--profile]  # on a GPU
 
 On a CPU it takes the model in use (the bundled one unless named) in float32; on a GPU a Qwen3.5-like
 model of 0.8B and a dense one of 8B, random, in bfloat16, with a context of 8,192 and a decision of
@@ -65,11 +65,14 @@ def main() -> None:
     parser.add_argument("--decision", type=int, default=256 if CUDA else 64)
     parser.add_argument("--repeats", type=int, default=10 if CUDA else 3)
     parser.add_argument("--parts", default="", help="of a GPU: hybrid, dense; default both")
+    parser.add_argument(
+        "--layers", type=int, default=36, help="of the dense model; 24 fit 80 GB if prompt-masked"
+    )
     parser.add_argument("--profile", action="store_true", help="of a GPU: kernels of one replay")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to append to")
     asked = parser.parse_args()
     size = (asked.context, asked.decision, asked.repeats)
-    models = {"hybrid": hybrid, "dense": dense}
+    models = {"hybrid": hybrid, "dense": lambda: dense(asked.layers)}
     kinds = asked.parts.split(",") if asked.parts else list(models)
     parts: dict[str, Callable[[], dict[str, Any]]] = {}
     for kind in kinds:
@@ -86,9 +89,9 @@ def main() -> None:
     for name, work in parts.items():
         try:
             numbers = work()
-        except Exception:
+        except Exception as error:
             # One part's failure, such as a lack of memory, must not hide the others' numbers.
-            numbers = {"error": traceback.format_exc()}
+            numbers = {"error": reason(error)}
             failed = True
         if not asked.json:
             show(name, numbers)
@@ -301,9 +304,15 @@ def kept(found: dict[str, Any], name: str) -> Iterator[None]:
     """Note why a way failed and go on: prompt-masked training may lack the memory."""
     try:
         yield
-    except Exception:
-        found[f"{name}_error"] = traceback.format_exc()
+    except Exception as error:
+        found[f"{name}_error"] = reason(error)
         torch.cuda.empty_cache()
+
+
+def reason(error: Exception) -> str:
+    """Its first sentence, for the results; all of it goes to the standard error."""
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {str(error).partition('. ')[0]}"
 
 
 def give_back(weights: dict[str, Any]) -> None:
@@ -445,13 +454,13 @@ def hybrid() -> Any:
     return random_model(Qwen3_5ForCausalLM, config)
 
 
-def dense() -> Any:
-    """A dense model of 8B: 36 layers of width 4,096, 32 heads and 8 for keys and values."""
+def dense(layers: int) -> Any:
+    """Layers of width 4,096 with 32 heads, and 8 for keys and values; 36 make a model of 8B."""
     config = LlamaConfig(
         vocab_size=151_936,
         hidden_size=4096,
         intermediate_size=12_288,
-        num_hidden_layers=36,
+        num_hidden_layers=layers,
         num_attention_heads=32,
         num_key_value_heads=8,
         head_dim=128,
