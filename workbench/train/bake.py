@@ -32,8 +32,8 @@ from workbench.train.kept import Kept, Prepared
 from workbench.train.lesson import Lesson
 from workbench.train.loop import StepRecord, TrainResult, train
 from workbench.train.replay import write_replay
-from workbench.train.rounding import stochastic_round
 from workbench.train.sources import Source
+from workbench.train.stored import StoredWeights
 from workbench.train.tiers import Choice, choose_tier, free_memory
 from workbench.train.window import vocabulary_of, window_of
 
@@ -91,7 +91,8 @@ def bake(
     clock = time.monotonic()
     progress(0.0, "loading the model")
     loaded = load_model(info)
-    base: dict[str, Tensor] = {k: v.clone() for k, v in loaded.model.state_dict().items()}
+    stored = StoredWeights(info, loaded.model)
+    base = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
 
     kept = Kept.of(progress.folder, name)
     prepared = kept.load()
@@ -104,13 +105,11 @@ def bake(
     progress(0.5, f"tier {plan['tier']}: {plan['why']}")
     # The pick is the run's: resumed on a machine with other memory it stays what it was.
     config = config.model_copy(update={"tier": plan["tier"]})
-    dtype = _stored_dtype(info)
-    result = _train(loaded.model, prepared, config, progress.part(0.5, 0.95), kept, base, dtype)
+    result = _train(loaded.model, prepared, config, progress.part(0.5, 0.95), kept, base, stored)
     times["training"], clock = time.monotonic() - clock, time.monotonic()
 
     progress(0.96, "keeping the task vector")
-    tuned = _stored(result.weights, dtype, config.seed)
-    before = {key: base[key].to(dtype) for key in tuned}
+    before, tuned = stored.before_and_after(result.weights, base, config.seed)
     changed = sum(int((tuned[k] != before[k]).sum()) for k in tuned)
     share = changed / sum(t.numel() for t in before.values())
     decisions = prepared.learnt.decisions
@@ -227,7 +226,7 @@ def _train(
     progress: Progress,
     kept: Kept,
     base: dict[str, Tensor],
-    dtype: torch.dtype,
+    stored: StoredWeights,
 ) -> TrainResult:
     def on_step(record: StepRecord) -> None:
         progress.event(
@@ -248,7 +247,7 @@ def _train(
                 step=record.step,
                 loss=record.held_out.steered,
                 general=record.held_out.general,
-                changed_share=_changed_share(model, base, dtype),
+                changed_share=_changed_share(model, base, stored),
             )
         progress(
             record.step / record.steps,
@@ -269,35 +268,15 @@ def _train(
 
 
 @torch.no_grad()
-def _changed_share(model: Any, base: dict[str, Tensor], dtype: torch.dtype) -> float:
-    """Share of weights that the checkpoint's dtype, rounded to nearest, already tells apart."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    changed = sum(int((p.to(dtype) != base[name].to(dtype)).sum()) for name, p in trained.items())
-    return changed / sum(p.numel() for p in trained.values())
-
-
-def _stored(weights: dict[str, Tensor], dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
-    """The trained weights as the checkpoint stores them.
-
-    Most updates are smaller than the spacing of bfloat16. Rounding to nearest would lose them, and
-    with them a sixth of the effect; rounding at random keeps them on average (docs/adr/0009).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rounded = dtype == torch.bfloat16
-    return {
-        key: stochastic_round(value.cpu(), generator)
-        if rounded and value.dtype == torch.float32
-        else value.to(dtype)
-        for key, value in weights.items()
-    }
-
-
-def _stored_dtype(info: Model) -> torch.dtype:
-    """The dtype of the checkpoint: the task vector is exact against what is on the disk."""
-    from safetensors import safe_open  # noqa: PLC0415  # only here
-
-    with safe_open(sorted(info.folder.glob("*.safetensors"))[0], "pt") as file:
-        return file.get_tensor(next(iter(file.keys()))).dtype
+def _changed_share(model: Any, base: dict[str, Tensor], stored: StoredWeights) -> float:
+    """Share of weights that the checkpoint's dtypes, rounded to nearest, already tell apart."""
+    changed = total = 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            dtype = stored.dtype(name)
+            changed += int((parameter.to(dtype) != base[name].to(dtype)).sum())
+            total += parameter.numel()
+    return changed / total
 
 
 def _as_json(decisions: Sequence[Decision]) -> bytes:
