@@ -18,6 +18,7 @@ __all__ = ["Row", "buckets", "numbers_on", "table_of"]
 
 MOST_TABLES = 256
 _tables: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+_recorded: dict[tuple[Any, ...], Tensor] = {}
 
 
 class Row:
@@ -93,6 +94,8 @@ def table_of(bucket: list[Row]) -> Tensor:
 def numbers_on(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """Return int64 numbers on the device; the same numbers are sent once."""
     key = (device, numbers)
+    if key in _recorded:
+        return _recorded[key]
     if key not in _tables:
         found = torch.tensor(numbers, dtype=torch.int64)
         if device.type == "cuda":
@@ -103,4 +106,11 @@ def numbers_on(numbers: tuple[int, ...], device: torch.device) -> Tensor:
             _tables.popitem(last=False)
     else:
         _tables.move_to_end(key)
+    if _recording(device):
+        # A graph knows its table by the address alone, and is replayed after others have come.
+        _recorded[key] = _tables[key]
     return _tables[key]
+
+
+def _recording(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +17,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from steer_kernels import apollo as kernels
+from steer_kernels import apollo_buckets
 
 from workbench.train import apollo_steps as reference
 from workbench.train.projection import projection
@@ -323,3 +326,17 @@ def test_no_tokens_move_nothing_but_the_decay():
     job = Job([start.clone()], 4)
     job.go(kernels, [(noise((0, 20), 0), noise((0, 24), 0))])
     torch.testing.assert_close(job.weights[0], start * (1 - 1e-3))
+
+
+def test_a_recorded_table_outlives_those_that_come_later(monkeypatch):
+    monkeypatch.setattr(apollo_buckets, "MOST_TABLES", 2)
+    monkeypatch.setattr(apollo_buckets, "_tables", OrderedDict())
+    monkeypatch.setattr(apollo_buckets, "_recorded", {})
+    monkeypatch.setattr(apollo_buckets, "_recording", lambda device: True)
+    recorded = apollo_buckets.numbers_on((1, 2, 3), DEVICE)
+    monkeypatch.setattr(apollo_buckets, "_recording", lambda device: False)
+    other = weakref.ref(apollo_buckets.numbers_on((4, 5, 6), DEVICE))
+    for number in range(4):
+        apollo_buckets.numbers_on((number,), DEVICE)
+    assert other() is None
+    assert apollo_buckets.numbers_on((1, 2, 3), DEVICE) is recorded
