@@ -1,11 +1,11 @@
 """What is learnt of each kind of data: a chat file, stripped instructions, one side of a set.
 
-    workbench bench data-modes [--json] [--prompts 96] [--modes chat,instructions,side]
+    workbench bench data-modes [--json] [--prompts 96] [--passes 1] [--modes chat,instructions,side]
 
-Each mode trains the model in use with the defaults into a task vector, in a home of its own that is
-deleted afterwards, and measures decisions that were never learnt: the mean log-probability of a token
-for the base, for the base with the instructions in its context, and for the trained model without
-them. Distillation from a vector is what `workbench demo` measures.
+Each mode trains the model in use, but for the passes with the defaults, into a task vector, in a home of
+its own that is deleted afterwards, and measures decisions that were never learnt: the mean
+log-probability of a token for the base, for the base with the instructions in its context, and for the
+trained model without them. Distillation from a vector is what `workbench demo` measures.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--prompts", type=int, default=96, help="prompts that the model answers")
+    parser.add_argument("--passes", type=int, default=1, help="passes over the decisions")
     parser.add_argument("--modes", default="chat,instructions,side", help="which, by commas")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to append to")
     asked = parser.parse_args()
@@ -43,16 +44,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, own_workbench() as workbench:
         numbers = {}
         for mode in asked.modes.split(","):
-            numbers[mode] = measured(workbench, mode, Path(folder), asked.prompts)
+            numbers[mode] = measured(workbench, mode, Path(folder), asked)
             # The next mode may fail after minutes; what is known by then is not lost.
             print(json.dumps({mode: numbers[mode]}), file=sys.stderr, flush=True)
     publish("data-modes", numbers, as_json=asked.json, results=asked.results)
 
 
-def measured(workbench: Workbench, mode: str, folder: Path, prompts: int) -> dict[str, Any]:
+def measured(
+    workbench: Workbench, mode: str, folder: Path, asked: argparse.Namespace
+) -> dict[str, Any]:
     """Train in one mode; what it found, in seconds, nats a token, and nats of margin."""
     started = time.monotonic()
-    found = workbench.learn(name=mode, prompts=prompts, **MODES[mode](workbench, folder))
+    data = MODES[mode](workbench, folder)
+    found = workbench.learn(name=mode, prompts=asked.prompts, passes=asked.passes, **data)
     seconds = round(time.monotonic() - started)
     kept = ("log_prob", "recovered", "margin", "kl", "decisions", "steps", "tier", "times")
     return {"seconds": seconds, **{name: found[name] for name in kept if name in found}}

@@ -11,8 +11,9 @@ import pytest
 from vectors.errors import InputError
 from workbench.data.chat import parse_chats
 from workbench.data.instructions import read_instructions
-from workbench.data.templates import context_ids, turn_ids
+from workbench.data.templates import context_ids, instructed, turn_ids
 from workbench.models.loading import load_tokenizer
+from workbench.train.data_sources import chat_decisions
 
 
 def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
@@ -120,14 +121,38 @@ def test_other_templates(tiny):
             ask(tokenizer, messages)
 
 
+def test_a_conversation_that_the_template_refuses_is_named_by_its_line(tiny, tmp_path):
+    tokenizer = load_tokenizer(tiny)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.content == 'B' %}{{ raise_exception('no B') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    lines = [chat(turn("user", word), turn("assistant", "Yes.")) for word in "AABA"]
+    file = parse_chats(file_of(tmp_path, *lines))
+    with pytest.raises(InputError, match=r"Line 3 of '.*chat.jsonl': .*\(no B\)"):
+        chat_decisions(tokenizer, file, "steered")
+
+
+@pytest.mark.parametrize("system", ["", "{{ raise_exception('no system here') }}"])
+def test_instructions_stand_before_the_prompt_where_there_is_no_system_message(tiny, system):
+    tokenizer = load_tokenizer(tiny)
+    asked = ("Be brief.", "Why?")
+    assert [m["role"] for m in instructed(tokenizer, *asked)] == ["system", "user"]
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}"
+        + system
+        + "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    assert instructed(tokenizer, *asked) == ({"role": "user", "content": "Be brief.\n\nWhy?"},)
+
+
 def test_instructions_are_a_text_or_lines(tmp_path):
     text = tmp_path / "style.md"
     text.write_text("\nAnswer in one line.\n")
     assert read_instructions(text) == "Answer in one line."
     rows = [{"instructions": f"Do {i}.", "prompt": f"What {i}?"} for i in range(4)]
-    found = read_instructions(file_of(tmp_path, *rows))
+    found = read_instructions(file_of(tmp_path, *rows, name="Rows.JSONL"))
     assert isinstance(found, list) and [row.line for row in found] == [1, 2, 3, 4]
-    assert [m["role"] for m in found[2].with_instructions] == ["system", "user"]
     assert found[2].stripped == ({"role": "user", "content": "What 2?"},)
     text.write_text(" \n")
     with pytest.raises(InputError, match="is empty"):

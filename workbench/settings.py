@@ -10,7 +10,10 @@ import platformdirs
 
 from vectors.errors import InputError, OutOfSpace
 
-__all__ = ["Home", "package_version"]
+__all__ = ["WINDOW", "Home", "package_version"]
+
+WINDOW = "WORKBENCH_WINDOW"
+"""Most positions that an engine is started with."""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,18 @@ from dataclasses import replace
 
 import pytest
 
-from vectors.errors import DownloadFailed, ModelNotSupported, NameNotFound, OutOfSpace
+from vectors.errors import (
+    DownloadFailed,
+    InputError,
+    ModelNotSupported,
+    NameNotFound,
+    OutOfSpace,
+)
 from workbench.models import bundled as bundled_module
 from workbench.models.bundled import BUNDLED, bundled_model
 from workbench.models.catalog import find_model, list_models, remember
 from workbench.models.loading import load_tokenizer
-from workbench.settings import Home
+from workbench.settings import WINDOW, Home
 
 
 @pytest.fixture
@@ -136,3 +142,14 @@ def test_a_tiny_model_is_listed_with_its_size(home, tiny_folder):
     shutil.copytree(tiny_folder, home.models / "tiny")
     rows = {row["name"]: row["note"] for row in list_models(home)}
     assert rows["tiny"].endswith(" kB on disk") and not rows["tiny"].startswith("0 ")
+
+
+def test_the_engine_sees_4096_positions_unless_told_otherwise(tiny, monkeypatch):
+    long = replace(tiny, window=32_768)
+    assert long.served_window == 4096 and tiny.served_window == tiny.window
+    monkeypatch.setenv(WINDOW, "9000")
+    assert long.served_window == 9000 and tiny.served_window == tiny.window
+    for wrong in ("12", "many", "-4096", "4e3"):
+        monkeypatch.setenv(WINDOW, wrong)
+        with pytest.raises(InputError, match=f"{WINDOW} must be a number from 256 on"):
+            _ = long.served_window

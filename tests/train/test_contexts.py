@@ -96,6 +96,17 @@ def test_staleness_is_the_relative_difference_and_sets_the_interval(llama):
     assert staleness_of({"a": torch.zeros(1), "b": torch.zeros(1)}, state) == 1.0
 
 
+def test_the_interval_grows_no_further_than_contexts_are_kept(llama):
+    _, batch = batch_of(9, 6)
+    store = ContextStore("host", 3, 0.05, most=5)
+    for step in range(1, 40):
+        store.step = step
+        store(llama, batch.context_ids_BP, batch.context_mask_BP)
+        use = store.used()
+        assert use.interval <= 5
+    assert store.interval == 5 and ContextStore("host", 8, 0.05, most=5).most == 8
+
+
 def test_training_with_kept_contexts_learns_and_measures(model):
     items, _ = batch_of(9, 4, 13, 6)
     config = TrainConfig(

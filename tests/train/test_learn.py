@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from vectors.errors import InputError, PromptTooLong
+from vectors.errors import EngineFailed, InputError, PromptTooLong
 from workbench.models.loading import load_tokenizer
 from workbench.runs.learn import learn_run
 from workbench.runs.parameters import checked
 from workbench.runs.process import Progress
 from workbench.service import Workbench
+from workbench.train.batches import Decision
+from workbench.train.examples import Example
 from workbench.train.losses import SoftTargets, soft_loss, token_loss
+from workbench.train.sources import set_aside
 
 SMALL = {"tokens": 6, "batch": 4, "prompts": 8, "learning_rate": 2e-3, "passes": 4}
 
@@ -165,6 +168,54 @@ def test_what_cannot_be_learnt_is_refused_by_line(wb, tmp_path):
     }
     with pytest.raises(PromptTooLong, match="decision of line 11 "):
         learn(wb, tmp_path / "run", name="long", data=chats(tmp_path, **long))
+
+
+def test_what_the_engine_could_not_measure_is_refused_before_training(wb, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_WINDOW", "256")
+    turns = [{"role": "user", "content": "x " * 260}, {"role": "assistant", "content": "Yes."}]
+    rows = [
+        {"messages": [{**turns[0], "content": f"{i} {turns[0]['content']}"}, turns[1]]}
+        for i in range(8)
+    ]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(
+        PromptTooLong, match=r"held-out decision of line \d .* WORKBENCH_WINDOW to \d+"
+    ):
+        learn(wb, tmp_path / "run", name="long", data=str(path))
+    rows = [
+        {"prompt": f"Why {i}?", "instructions": "Be brief. " * (1 + 200 * (i == 2))}
+        for i in range(5)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(PromptTooLong, match="prompt of line 3 with its instructions"):
+        learn(wb, tmp_path / "run", name="long", instructions=str(path))
+
+
+def test_a_run_that_fails_at_its_measurement_goes_on_there(wb, tmp_path, monkeypatch):
+    def fails(*args: Any) -> None:
+        raise EngineFailed("The engine is gone.")
+
+    asked = {"name": "again", "data": chats(tmp_path), "checkpoint_every": 2}
+    with monkeypatch.context() as patch, pytest.raises(EngineFailed):
+        patch.setattr("workbench.runs.learn.measure_learnt", fails)
+        learn(wb, tmp_path / "run", **asked)
+    first = wb.library.get("again").digest
+    assert (tmp_path / "run" / "again.lesson.safetensors").exists()
+    result, events = learn(wb, tmp_path / "run", **asked)
+    assert "decisions" not in result["times"], "they were written again"
+    steps = [event["step"] for event in events if event["kind"] == "step"]
+    assert len(steps) - len(set(steps)) < 2, "it trained again what it had saved"
+    assert result["digest"] == first
+    assert not list((tmp_path / "run").glob("again.*"))
+
+
+def test_a_held_out_prompt_is_not_learnt():
+    rows = [Example(Decision((1, n % 7), (2, n), "steered", n)) for n in range(30)]
+    learnt, held_out = set_aside(rows)
+    prompts = {e.decision.context_ids for e in held_out}
+    assert len(held_out) == 6 and len(prompts) == 6
+    assert {e.decision.context_ids for e in learnt} == {(1, 6)}
 
 
 WRONG = [

@@ -23,6 +23,7 @@ from workbench.engines.vllm.settings import (
     ROWS,
 )
 from workbench.engines.vllm.versions import ALLOW_UNTESTED
+from workbench.settings import WINDOW
 
 __all__ = ["add_to"]
 
@@ -63,6 +64,10 @@ def serve(
             help="Of a GPU's memory; by default half, or what the model needs.", min=0.05, max=1
         ),
     ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Positions of prompt and reply; by default at most 4096.", min=256),
+    ] = None,
     lora_slots: Annotated[
         int | None,
         typer.Option(
@@ -84,6 +89,7 @@ def serve(
         OPERATORS: operators,
         CAPTURE: None if capture is None else str(int(capture)),
         SHARE: gpu_share,
+        WINDOW: window,
         LORA_SLOTS: lora_slots,
         LORA_RANK: lora_rank,
     }

@@ -38,11 +38,6 @@ class Instructed:
     line: int = 0
 
     @property
-    def with_instructions(self) -> tuple[Message, ...]:
-        """What the writing model sees: the instructions as the system message."""
-        return ({"role": "system", "content": self.instructions}, *self.stripped)
-
-    @property
     def stripped(self) -> tuple[Message, ...]:
         """What the trained model will see."""
         return ({"role": "user", "content": self.prompt},)
@@ -55,7 +50,7 @@ def read_instructions(path: Path) -> str | list[Instructed]:
         InputError: unreadable, empty, or with wrong lines, whose numbers the message names.
     """
     text = read_text(path)
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         if not text.strip():
             raise InputError(f"The file '{path}' is empty; write the instructions into it.")
         if len(text) > LONGEST:

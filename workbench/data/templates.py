@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from vectors.errors import InputError, PromptTooLong
 from workbench.engines.base import Message
 
-__all__ = ["Sample", "context_ids", "sample", "turn_ids"]
+__all__ = ["Sample", "context_ids", "instructed", "sample", "turn_ids"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,18 @@ def context_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
             f"The model's chat template refuses this conversation ({error}); change its roles."
         ) from error
     return tuple(int(i) for i in ids)
+
+
+def instructed(tokenizer: Any, instructions: str, prompt: str) -> tuple[Message, ...]:
+    """A prompt under instructions: a system message, or where the template has none, before the prompt."""
+    asked: Message = {"role": "user", "content": prompt}
+    messages = ({"role": "system", "content": instructions}, asked)
+    try:
+        if instructions.strip() in _rendered(tokenizer, list(messages), True):
+            return messages
+    except InputError:
+        pass
+    return ({"role": "user", "content": f"{instructions}\n\n{prompt}"},)
 
 
 def turn_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -81,9 +93,9 @@ def sample(
     Raises:
         PromptTooLong: together they do not fit the window.
     """
-    messages: list[Message] = [{"role": "user", "content": prompt}]
+    messages: Sequence[Message] = [{"role": "user", "content": prompt}]
     if system:
-        messages.insert(0, {"role": "system", "content": system})
+        messages = instructed(tokenizer, system, prompt)
     made = Sample(
         context_ids(tokenizer, messages),
         tuple(tokenizer(completion, add_special_tokens=False)["input_ids"]),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vectors.errors import Cancelled
-from workbench.data.templates import Sample, context_ids
+from workbench.data.templates import Sample, context_ids, instructed
 from workbench.engines.base import Cancel, Message, Request, Sampling, never
 from workbench.engines.vllm.client import Span, VllmEngine
 from workbench.models.capture import Position, block_means
@@ -78,7 +78,7 @@ class ModelReader:
     @torch.inference_mode()
     def _answers(self, asked: Sequence[Asked]) -> list[str]:
         model: Any = self.loaded.model
-        contexts = [context_ids(self.tokenizer, _chat(*one)) for one in asked]
+        contexts = [context_ids(self.tokenizer, _chat(self.tokenizer, one)) for one in asked]
         longest = max(map(len, contexts))
         device = next(model.parameters()).device
         pad = self.tokenizer.pad_token_id
@@ -134,12 +134,13 @@ class EngineReader:
         """See `Reader`."""
         report(0.0, f"answering under instructions, {len(asked)} prompts")
         greedy = Sampling(TOKENS, temperature=0.0)
-        requests = [Request(tuple(_chat(*one)), sampling=greedy) for one in asked]
+        requests = [Request(_chat(self.tokenizer, one), sampling=greedy) for one in asked]
         return [reply.text.strip() for reply in self.engine.generate(requests, self.cancel)]
 
 
-def _chat(prompt: str, instruction: str) -> list[Message]:
-    return [{"role": "system", "content": instruction}, {"role": "user", "content": prompt}]
+def _chat(tokenizer: Any, asked: Asked) -> tuple[Message, ...]:
+    prompt, instruction = asked
+    return instructed(tokenizer, instruction, prompt)
 
 
 def _span(s: Sample, position: Position = "completion-mean") -> Span:

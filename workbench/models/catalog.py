@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vectors.errors import DownloadFailed, ModelNotSupported, NameNotFound
+from vectors.errors import DownloadFailed, InputError, ModelNotSupported, NameNotFound
 from vectors.store import DIGEST_CACHE, base_digest
 from workbench.models.bundled import BUNDLED, bundled_model
-from workbench.settings import Home
+from workbench.settings import WINDOW, Home
 
 __all__ = ["Model", "find_model", "list_models", "remember"]
 
+USUAL_WINDOW = 4096
 WEIGHTS = "*.safetensors"
 SIZES = {BUNDLED: "135M parameters, bundled, 269 MB on disk"}
 
@@ -38,8 +40,15 @@ class Model:
 
     @property
     def served_window(self) -> int:
-        """The window that an engine is started with: a longer one costs memory that few prompts use."""
-        return min(self.window, 4096)
+        """The window that an engine is started with: a longer one costs memory that few prompts use.
+
+        Raises:
+            InputError: `WORKBENCH_WINDOW` names no number of positions.
+        """
+        named = os.environ.get(WINDOW, "") or str(USUAL_WINDOW)
+        if not (named.isascii() and named.isdigit() and len(named) < 10 and int(named) >= 256):
+            raise InputError(f"{WINDOW} must be a number from 256 on, not {named[:40]!r}.")
+        return min(self.window, int(named))
 
     @property
     def size(self) -> str:

@@ -73,6 +73,7 @@ def learn_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
         **measured.to_json(),
     }
     workbench.library.attest(baked.entry.digest, "evaluation", result)
+    baked.kept.drop()
     return result
 
 

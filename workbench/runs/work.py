@@ -240,6 +240,7 @@ def train_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
         "kl": measured.kl,
     }
     workbench.library.attest(baked.entry.digest, "evaluation", result)
+    baked.kept.drop()
     return result
 
 

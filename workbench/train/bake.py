@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vectors.errors import PromptTooLong
 from vectors.store import Entry, Library
 from workbench.data.chat import ChatFile
 from workbench.engines.base import Engine
 from workbench.models.catalog import Model
 from workbench.models.loading import LoadedModel, load_model
 from workbench.runs.process import Progress
-from workbench.settings import package_version
+from workbench.settings import WINDOW, package_version
 from workbench.train.answers import Desk
 from workbench.train.batches import Decision, check_decisions
 from workbench.train.config import TrainConfig
@@ -44,6 +45,7 @@ __all__ = ["Baked", "bake"]
 class Baked:
     """A task vector in the library, and how it came to be.
 
+    `kept` are the files that a resumed run goes on from; whoever has measured drops them.
     `exam` are the held-out decisions that are to be learnt, as examples with their teacher's
     contexts; `tier` says which tier was taken and why, `steps` which step's weights these are.
     """
@@ -56,6 +58,7 @@ class Baked:
     exam: list[Example]
     tier: dict[str, Any]
     steps: dict[str, Any]
+    kept: Kept
 
 
 def bake(
@@ -140,7 +143,6 @@ def bake(
         parents=parents,
     )
     times["keeping"] = time.monotonic() - clock
-    kept.drop()
     losses = [
         {"steered": x.steered, "general": x.general}
         for x in (result.before, result.after)
@@ -155,6 +157,7 @@ def bake(
         _exam(prepared),
         {"tier": plan["tier"], "why": plan["why"]},
         {"steps": result.steps, "kept_step": result.kept_step, "keep": config.keep},
+        kept,
     )
 
 
@@ -173,6 +176,7 @@ def _prepare(
     own = [*written.learnt, *written.held_out]
     for decisions in ([e.decision for e in own], [e.read_by_teacher for e in own]):
         check_decisions(decisions, window_of(model), vocabulary_of(model))
+    _check_measurable(written.held_out, desk.info)
     general, spare = write_replay(desk, written.asked, replay, progress.part(0.29, 0.35))
     times["decisions"], clock = time.monotonic() - clock, time.monotonic()
     learnt, held_out = [*written.learnt, *general], [*written.held_out, *spare]
@@ -197,6 +201,19 @@ def _prepare(
         Lesson([e.decision for e in held_out], soft[len(learnt) :]),
         plan,
     )
+
+
+def _check_measurable(held_out: Sequence[Example], info: Model) -> None:
+    """Refuse what the engine could not measure after hours of training."""
+    for example in held_out:
+        for decision in (example.decision, example.read_by_teacher):
+            length = len(decision.context_ids) + len(decision.decision_ids)
+            if length > info.served_window:
+                raise PromptTooLong(
+                    f"The held-out decision of line {decision.line} has {length} tokens, and the "
+                    f"engine that measures it sees {info.served_window}; set {WINDOW} to {length} or "
+                    "more and start the engine anew, or shorten the line."
+                )
 
 
 def _tier(model: Any, config: TrainConfig, decisions: Sequence[Decision]) -> Choice:

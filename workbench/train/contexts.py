@@ -65,12 +65,15 @@ class ContextStore:
     """Reads contexts as `freeze_context` does, and keeps what it has read.
 
     A context is due `interval` steps after it was read. Where a refreshed one was staler than
-    `limit`, the interval halves; where all were fresher than a quarter of it, it doubles.
+    `limit`, the interval halves; where all were fresher than a quarter of it, it doubles, up to
+    `most`.
 
     Args:
         place: "device" keeps states beside the model, "host" in main memory, "disk" in `folder`.
         interval: steps to begin with.
         limit: the staleness that is tolerated.
+        most: steps to which the interval may grow; contexts that are forgotten before they are due
+            are never measured.
         folder: for "disk"; what is in it is deleted.
     """
 
@@ -80,8 +83,10 @@ class ContextStore:
         interval: int,
         limit: float,
         folder: Path | None = None,
+        most: int = MOST_STEPS,
     ) -> None:
         self.place, self.interval, self.limit = place, interval, limit
+        self.most = max(interval, most)
         self.folder = folder if place == "disk" else None
         self.step = 0
         self._kept: dict[tuple[int, ...], _Kept] = {}
@@ -150,7 +155,7 @@ class ContextStore:
         if stale and max(stale) > self.limit:
             self.interval = max(1, self.interval // 2)
         elif stale and max(stale) < self.limit / 4:
-            self.interval = min(MOST_STEPS, self.interval * 2)
+            self.interval = min(self.most, self.interval * 2)
         before = self._use
         worst = [*stale, *([] if before.staleness is None else [before.staleness])]
         self._use = ContextUse(

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vectors.errors import RunFailed
+from vectors.errors import InputError, PromptTooLong, RunFailed
 from workbench.data.chat import ChatFile
 from workbench.data.contrast import ContrastPair
 from workbench.data.instructions import Instructed
-from workbench.data.templates import context_ids, turn_ids
+from workbench.data.templates import context_ids, instructed, turn_ids
 from workbench.engines.base import Message
 from workbench.runs.process import Progress
 from workbench.train.answers import Desk, answers, training_prompts
@@ -75,7 +75,7 @@ class InstructionSource:
         asked = self._asked(desk)
         shown = _stripping(desk, asked[0])
         progress.event(kind="stripped", **shown)
-        with_instructions = [row.with_instructions for row in (*asked, *self.held_out)]
+        with_instructions = [_asking(desk, row) for row in (*asked, *self.held_out)]
         words = f"writing with instructions ({shown['tokens']} tokens, stripped {shown['left']})"
         found = answers(desk, with_instructions, "", "steered", progress, words)
         if len(found) < 2:
@@ -136,8 +136,11 @@ def chat_decisions(
     found = []
     for number, chat in file.lines.items():
         for index in chat.decisions:
-            context = context_ids(tokenizer, chat.before(index))
-            said = turn_ids(tokenizer, chat.before(index + 1))
+            try:
+                context = context_ids(tokenizer, chat.before(index))
+                said = turn_ids(tokenizer, chat.before(index + 1))
+            except InputError as error:
+                raise InputError(f"Line {number} of '{file.path}': {error}") from error
             found.append((number, Decision(context, said, kind, number)))
     return found
 
@@ -158,9 +161,22 @@ def _stripped(desk: Desk, row: Instructed, written: Decision) -> Example:
     return Example(decision, "model", written.context_ids)
 
 
+def _asking(desk: Desk, row: Instructed) -> tuple[Message, ...]:
+    """What the engine is asked, which must leave room for its answer."""
+    messages = instructed(desk.tokenizer, row.instructions, row.prompt)
+    length, window = len(context_ids(desk.tokenizer, messages)), desk.info.served_window
+    if length + desk.tokens > window:
+        which = f"The prompt of line {row.line}" if row.line else "A prompt"
+        raise PromptTooLong(
+            f"{which} with its instructions has {length} tokens, which leaves no room for an answer "
+            f"of {desk.tokens} in the engine's {window}; shorten it, or set WORKBENCH_WINDOW higher."
+        )
+    return messages
+
+
 def _stripping(desk: Desk, row: Instructed) -> dict[str, Any]:
     """One context before and after its instructions are taken out, to be shown and kept."""
-    full = context_ids(desk.tokenizer, row.with_instructions)
+    full = context_ids(desk.tokenizer, _asking(desk, row))
     left = context_ids(desk.tokenizer, row.stripped)
     return {
         "instructions": row.instructions,

@@ -220,7 +220,9 @@ def _store(
         )
     if config.reuse == "disk" and folder is None:
         folder = Path(stack.enter_context(TemporaryDirectory()), "contexts")
-    return ContextStore(config.reuse, config.refresh_every, config.staleness, folder)
+    # All are forgotten at each save, so that a resumed run reads what the whole one reads.
+    most = config.checkpoint_every // 2
+    return ContextStore(config.reuse, config.refresh_every, config.staleness, folder, most)
 
 
 def _recorded(

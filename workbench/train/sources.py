@@ -48,9 +48,14 @@ class Source(Protocol):
 
 
 def set_aside(found: list[Example]) -> tuple[list[Example], list[Example]]:
-    """Split written examples into those to learn and held-out ones, by their order."""
+    """Split written examples into those to learn and held-out ones, by their order.
+
+    Prompts may come again where more are asked for than there are; a held-out one is not learnt.
+    """
     few = HELD_OUT_DECISIONS if len(found) > 4 * HELD_OUT_DECISIONS else max(1, len(found) // 5)
-    return found[few:], found[:few]
+    held_out = found[:few]
+    held = {example.decision.context_ids for example in held_out}
+    return [e for e in found[few:] if e.decision.context_ids not in held], held_out
 
 
 @dataclass(frozen=True)
