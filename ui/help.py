@@ -77,6 +77,20 @@ WORDS: dict[str, str] = {
     "train dose": (
         "The dose that the weights learn to reproduce. Empty is the working dose of the verdict."
     ),
+    "own data": (
+        "Teach the weights conversations of your own, an instruction that is then no longer needed, "
+        "or one side of a contrast set."
+    ),
+    "learnt": (
+        "A chat file is learnt as it is written; instructions are followed by the base and learnt "
+        "without them; of a contrast set one side is preferred."
+    ),
+    "instructions": (
+        "What the base is told before it answers ordinary prompts. A file with a prompt and its "
+        "instructions on each line stands in for this text."
+    ),
+    "side": "The replies of the set that become likelier.",
+    "learn prompts": "How many prompts are answered under written instructions to make the lesson.",
     "optimizer": "APOLLO keeps little memory beside the weights; the others are for comparison.",
     "targets": (
         "What is learnt: the steered model's whole probability for each token (soft), "

@@ -25,6 +25,7 @@ from typing import Any
 from vectors.errors import EngineFailed, InputError, NameNotFound
 from vectors.grammar import SteerTerm, check_name, format_tasks, parse_tasks
 from workbench.data.contrast import ContrastSets
+from workbench.data.kept_data import keep_data
 from workbench.engines.base import Engine, Message, Projections, Reply, Request, Sampling
 from workbench.models.bundled import BUNDLED
 from workbench.models.catalog import Model, find_model, list_models, remember
@@ -404,6 +405,10 @@ class Workbench:
         """Train a person's own data in, kept as `name`: one of `data` (a chat file), `instructions`
         (a file of instructions to strip), or `contrast` with `side`."""
         return self._run("learn", watch, {"name": name, **options})
+
+    def keep_data(self, raw: bytes, suffix: str) -> Path:
+        """Keep a chat file or instructions for `learn`, in the library's folder."""
+        return keep_data(self.home, raw, suffix)
 
     def compare(
         self, *, vector: str, task: str, watch: Watch = lambda _: None, **options: Any

@@ -353,6 +353,25 @@ def test_train(page: Any) -> None:
     expect(page.locator("#train-chart .main-svg").first).to_be_visible()
 
 
+def test_instructions_are_learnt_and_stripped(page: Any) -> None:
+    unfold(page, "learn")
+    begin(page, "learn")
+    says(page, "learn-notice", "Choose a file first")
+    page.locator("#learn-source").get_by_text("instructions, stripped").click()
+    fill(page, "learn-text", "Always answer with the word <b>sunshine</b>.")
+    fill(page, "learn-name", "sunshine-learnt")
+    unfold(page, "learn-settings")
+    for field, count in (("prompts", "6"), ("tokens", "6")):
+        fill(page, f"learn-{field}", count)
+    begin(page, "learn")
+    ended(page, "learn")
+    says(page, "learn-sentence", "of what the instructions do where they are read")
+    expect(page.locator("#learn-margins")).to_contain_text("log-probability")
+    unfold(page, "learn-stripped")
+    expect(page.locator("#learn-stripped")).to_contain_text("word <b>sunshine</b>")
+    expect(page.locator("#learn-chart .main-svg").first).to_be_visible()
+
+
 def test_compare(page: Any) -> None:
     go(page, "Compare")
     trained = page.locator("#compare-task input")

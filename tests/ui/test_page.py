@@ -38,7 +38,7 @@ from workbench.service import Workbench
 from workbench.verify.verify import DOSES
 
 EVIL = "<img src=x onerror=alert(1)>\"'&"
-WORKS = ("extract", "verify", "train", "compare")
+WORKS = ("extract", "verify", "train", "learn", "compare")
 
 
 @pytest.fixture
@@ -105,7 +105,16 @@ def test_every_chart_has_a_table_twin(still: Any) -> None:
     ids = {b.elem_id for b in still.blocks.values()}
     charts_of = {i.removesuffix("-chart") for i in ids if i and i.endswith("-chart")}
     library = {f"library-{part}" for part in ("lineage", "versions", "interference")}
-    assert charts_of == {"extract", "verify", "train", "runs", "search", "bisect", *library}
+    assert charts_of == {
+        "extract",
+        "verify",
+        "train",
+        "learn",
+        "runs",
+        "search",
+        "bisect",
+        *library,
+    }
     assert {f"{name}-twin" for name in charts_of} <= ids
 
 
@@ -329,15 +338,30 @@ def test_a_failure_of_ours_shows_no_traceback(caplog: pytest.LogCaptureFixture) 
         ("verify", ["nothing-there", 19, ""], "nothing-there"),
         (
             "train",
-            [None, "", "", "apollo", "soft", 0.25, "1e-4", True, 8, 1, 8, 0],
+            [None, "", "", True, "apollo", "soft", 0.25, "1e-4", 8, 1, 8, 0],
             "Choose a steering",
         ),
-        ("train", ["v", "", "", "apollo", "soft", 0.25, "", 8, 1, 8, 0], "learning rate"),
-        ("train", ["v", "", "", "apollo", "soft", 0.25, "1e-5", True, 8, None, 8, 0], "passes"),
+        ("train", ["v", "", "", True, "apollo", "soft", 0.25, "", 8, 1, 8, 0], "learning rate"),
+        ("train", ["v", "", "", True, "apollo", "soft", 0.25, "1e-5", 8, None, 8, 0], "passes"),
         (
             "train",
-            ["v", "", "lots", "apollo", "soft", 0.25, "1e-5", 8, 1, 8, 0],
+            ["v", "", "lots", True, "apollo", "soft", 0.25, "1e-5", 8, 1, 8, 0],
             "must be a number",
+        ),
+        (
+            "learn",
+            ["chat", "", None, "", "brief", "positive", "apollo", "soft", 0, "1e-4", 8, 1, 8, 0],
+            "Choose a file first.",
+        ),
+        (
+            "learn",
+            ["side", "", None, "", None, "positive", "apollo", "soft", 0, "1e-4", 8, 1, 8, 0],
+            "Choose a contrast set",
+        ),
+        (
+            "learn",
+            ["side", "", None, "", "brief", "negative", "apollo", "soft", 0, "", 8, 1, 8, 0],
+            "Give a learning rate",
         ),
         ("compare", ["", "v", None, "", 8, 0, 0], "Choose a trained result"),
         ("compare", ["", None, "t", "", 8, 0, 0], "Choose a steering vector"),
@@ -512,6 +536,40 @@ def test_the_result_of_a_verification_is_drawn(page: Any, session: Session) -> N
     box, result, chart, _summary, samples, *_ = values[-7:]
     assert "Passed" in box["value"] and result["visible"]
     assert len(chart.data) > 5 and samples[0] == ["-0.2", "0%", EVIL]
+
+
+def test_the_result_of_learning_is_drawn(page: Any, session: Session) -> None:
+    found = {
+        "name": "sea", "revision": 2, "digest": "ab" * 32, "seconds": 3.0, "optimizer": "apollo",
+        "decisions": 9, "changed_share": 0.1, "times": {}, "recovered": 0.75,
+        "log_prob": {"base": -3.0, "instructed": -1.0, "trained": -1.5}, "margin": {},
+        "kl": {"trained": 0.02},
+    }  # fmt: skip
+    view = a_run(session.wb, "learn", "done", found)
+    stripped = {
+        "kind": "stripped",
+        "tokens": 9,
+        "left": 4,
+        "with_instructions": EVIL,
+        "stripped": "b",
+    }
+    (view.folder / "events.jsonl").write_text(json.dumps(stripped) + "\n")
+    room, text, _now, result, sentence, table, *_ = loads(page, "learn")()[-11:]
+    assert room["visible"] and "&lt;img" in text and "<img" not in text
+    assert result["visible"] and "+1.500 nats likelier" in sentence and "75%" in sentence
+    assert [row[0].split()[0] for row in table] == ["log-probability", "KL"]
+    found |= {"log_prob": {}, "recovered": None}
+    write_json(view.folder / "result.json", found)
+    assert "nothing was measured" in loads(page, "learn")()[-7]
+
+
+def test_data_is_kept_for_a_run_to_read_again(session: Session) -> None:
+    one = session.wb.keep_data(b"Answer briefly.", ".txt")
+    assert one == session.wb.keep_data(b"Answer briefly.", ".txt")
+    assert one.read_bytes() == b"Answer briefly." and one.is_relative_to(session.wb.home.library)
+    assert session.wb.library.fsck().faults == []
+    with pytest.raises(InputError, match="The file's ending is"):
+        session.wb.keep_data(b"", ".pkl")
 
 
 def test_measured_needs_no_result(session: Session) -> None:

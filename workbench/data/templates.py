@@ -45,7 +45,7 @@ def context_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
 def instructed(tokenizer: Any, instructions: str, prompt: str) -> tuple[Message, ...]:
     """A prompt under instructions: a system message, or where the template has none, before the prompt."""
     asked: Message = {"role": "user", "content": prompt}
-    messages = ({"role": "system", "content": instructions}, asked)
+    messages: tuple[Message, ...] = ({"role": "system", "content": instructions}, asked)
     try:
         if instructions.strip() in _rendered(tokenizer, list(messages), True):
             return messages

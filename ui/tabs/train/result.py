@@ -1,7 +1,8 @@
-"""What a training shows: the loss as it goes, and what was recovered at its end."""
+"""What a training shows: the loss as it goes, and what came of it at its end."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -9,7 +10,7 @@ import gradio as gr
 from ui.charts import learning
 from ui.markup import facts, note, number, seconds
 
-__all__ = ["lay_result", "show"]
+__all__ = ["MARGINS", "drawn", "lay_result", "share", "show"]
 
 MARGINS = ["", "base", "steered", "trained"]
 STEPS = ["step", "loss", "gradient norm", "learning rate", "tokens a second"]
@@ -19,27 +20,36 @@ MOSTLY = 0.5
 """The share recovered from which a training counts as having worked."""
 
 
-def lay_result() -> list[Any]:
-    """Lay the parts out; they come back in the order that `show` fills them."""
-    now = gr.HTML(elem_id="train-now")
-    with gr.Column(visible=False, elem_id="train-result") as result:
-        sentence = gr.HTML(elem_id="train-sentence")
-        margins = gr.Dataframe(headers=MARGINS, interactive=False, elem_id="train-margins")
-        summary = gr.HTML(elem_id="train-summary")
+def lay_result(kind: str, columns: list[str]) -> list[Any]:
+    """Lay the parts out; they come back in the order that `drawn` fills them."""
+    now = gr.HTML(elem_id=f"{kind}-now")
+    with gr.Column(visible=False, elem_id=f"{kind}-result") as result:
+        sentence = gr.HTML(elem_id=f"{kind}-sentence")
+        margins = gr.Dataframe(headers=columns, interactive=False, elem_id=f"{kind}-margins")
+        summary = gr.HTML(elem_id=f"{kind}-summary")
     with gr.Column(visible=False) as live:
-        chart = gr.Plot(label="Loss and gradient norm", elem_id="train-chart")
-        with gr.Accordion("The same as a table", open=False, elem_id="train-twin"):
+        chart = gr.Plot(label="Loss and gradient norm", elem_id=f"{kind}-chart")
+        with gr.Accordion("The same as a table", open=False, elem_id=f"{kind}-twin"):
             steps = gr.Dataframe(
-                headers=STEPS, interactive=False, max_height=320, elem_id="train-steps"
+                headers=STEPS, interactive=False, max_height=320, elem_id=f"{kind}-steps"
             )
             held_out = gr.Dataframe(
-                headers=HELD_OUT, interactive=False, max_height=240, elem_id="train-held-out"
+                headers=HELD_OUT, interactive=False, max_height=240, elem_id=f"{kind}-held-out"
             )
     return [now, result, sentence, margins, summary, live, chart, steps, held_out]
 
 
 def show(view: Any) -> tuple[Any, ...]:
-    """The run as it is now, under way or done."""
+    """A training from a vector as it is now, under way or done."""
+    return drawn(view, _sentence, _margins)
+
+
+def drawn(
+    view: Any,
+    sentence: Callable[[dict[str, Any]], str],
+    table: Callable[[dict[str, Any]], list[list[str]]],
+) -> tuple[Any, ...]:
+    """Any training as it is now; `sentence` and `table` say what came of it."""
     events, found = _once(view.events()), view.result()
     steps = [event for event in events if event.get("kind") == "step"]
     held_out = [event for event in events if event.get("kind") == "held_out"]
@@ -47,8 +57,8 @@ def show(view: Any) -> tuple[Any, ...]:
     return (
         _now(steps),
         gr.update(visible=done),
-        _sentence(found) if done else "",
-        _margins(found) if done else [],
+        sentence(found) if done else "",
+        table(found) if done else [],
         _summary(found) if done else "",
         gr.update(visible=bool(steps or held_out)),
         learning(events),
@@ -88,14 +98,15 @@ def _now(steps: list[dict[str, Any]]) -> str:
     )
 
 
-def _share(value: Any) -> str:
+def share(value: Any) -> str:
+    """A share in per cent, for people."""
     return f"{value:.0%}" if isinstance(value, int | float) else "an unknown share"
 
 
 def _sentence(found: dict[str, Any]) -> str:
     words = (
         f"'{found['name']}' revision {found['revision']}: the trained weights recover "
-        f"{_share(found['recovered'])} of what '{found['vector']}' does at dose "
+        f"{share(found['recovered'])} of what '{found['vector']}' does at dose "
         f"{number(found['dose'])}."
     )
     recovered = found["recovered"]
@@ -118,7 +129,7 @@ def _summary(found: dict[str, Any]) -> str:
         {
             "optimizer": found["optimizer"],
             "decisions learnt": found["decisions"],
-            "weights changed": _share(found["changed_share"]),
+            "weights changed": share(found["changed_share"]),
             "digest": found["digest"][:12],
             "took": seconds(found["seconds"]),
             **{

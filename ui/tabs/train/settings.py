@@ -11,26 +11,31 @@ from ui.forms import as_number, typed
 from ui.help import help_for
 from vectors.errors import InputError
 
-__all__ = ["lay_settings", "parameters"]
+__all__ = ["lay_settings", "parameters", "settings_of"]
 
 
-def lay_settings() -> list[Any]:
-    """Lay the settings out; they come back in the order that `parameters` takes them."""
-    with gr.Accordion("Settings", open=False, elem_id="train-settings"):
+def lay_settings(kind: str, written: str) -> tuple[gr.Accordion, list[Any]]:
+    """Lay the settings out; they come back in the order that `settings_of` takes them.
+
+    Args:
+        kind: of run; the fields' ids begin with it.
+        written: the help's word for the number of prompts.
+    """
+    with gr.Accordion("Settings", open=False, elem_id=f"{kind}-settings") as room:
         with gr.Row():
             optimizer = gr.Radio(
                 [("APOLLO", "apollo"), ("AdamW", "adamw"), ("SGD", "sgd")],
                 value="apollo",
                 label="Optimizer",
                 info=help_for("optimizer"),
-                elem_id="train-optimizer",
+                elem_id=f"{kind}-optimizer",
             )
             targets = gr.Radio(
                 ["soft", "tokens"],
                 value="soft",
                 label="Targets",
                 info=help_for("targets"),
-                elem_id="train-targets",
+                elem_id=f"{kind}-targets",
             )
             replay = gr.Slider(
                 0,
@@ -39,14 +44,14 @@ def lay_settings() -> list[Any]:
                 step=0.05,
                 label="Replay",
                 info=help_for("replay"),
-                elem_id="train-replay",
+                elem_id=f"{kind}-replay",
                 buttons=[],
             )
             rate = gr.Textbox(
                 "1e-4",
                 label="Learning rate",
                 info=help_for("learning rate"),
-                elem_id="train-learning-rate",
+                elem_id=f"{kind}-learning-rate",
             )
         with gr.Row():
             numbers = [
@@ -55,8 +60,8 @@ def lay_settings() -> list[Any]:
                     precision=0,
                     minimum=least,
                     label=label,
-                    info=help_for(word),
-                    elem_id=f"train-{word}",
+                    info=help_for(written if word == "prompts" else word),
+                    elem_id=f"{kind}-{word}",
                 )
                 for word, label, value, least in (
                     ("prompts", "Prompts", 150, 1),
@@ -65,33 +70,18 @@ def lay_settings() -> list[Any]:
                     ("seed", "Seed", 0, 0),
                 )
             ]
-        read_pairs = gr.Checkbox(
-            True,
-            label="Learn from the set's own texts, too",
-            info=help_for("read pairs"),
-            elem_id="train-read-pairs",
-        )
-    return [optimizer, targets, replay, rate, read_pairs, *numbers]
+    return room, [optimizer, targets, replay, rate, *numbers]
 
 
-def parameters(
-    vector: str | None,
-    name: str,
-    dose: str,
-    optimizer: str,
-    targets: str,
-    replay: float,
-    rate: str,
-    read_pairs: bool,
-    *numbers: float | None,
+def settings_of(
+    optimizer: str, targets: str, replay: float, rate: str, *numbers: float | None
 ) -> dict[str, Any]:
-    """What the fields say, as parameters of the run.
+    """What the fields of `lay_settings` say, as parameters of a run.
 
     Raises:
-        InputError: no vector, or a number that is missing or none.
+        InputError: a number that is missing or none.
     """
-    chosen = need_vector(vector)
-    learning_rate, wanted = as_number(rate, "learning rate"), as_number(dose, "dose")
+    learning_rate = as_number(rate, "learning rate")
     if learning_rate is None:
         raise InputError("Give a learning rate; 1e-4 is a good start.")
     named = dict(zip(("prompts", "passes", "tokens", "seed"), numbers, strict=True))
@@ -99,13 +89,27 @@ def parameters(
     if missing:
         raise InputError(f"Give a number for the {missing}.")
     return {
-        "name": typed(name) or f"{chosen}-baked",
-        "vector": chosen,
         "optimizer": optimizer,
         "targets": targets,
         "replay": float(replay),
         "learning_rate": learning_rate,
-        "read_pairs": bool(read_pairs),
         **{word: int(value) for word, value in named.items() if value is not None},
+    }
+
+
+def parameters(
+    vector: str | None, name: str, dose: str, read_pairs: bool, *settings: Any
+) -> dict[str, Any]:
+    """What the fields say, as parameters of the run.
+
+    Raises:
+        InputError: no vector, or a number that is missing or none.
+    """
+    chosen, wanted = need_vector(vector), as_number(dose, "dose")
+    return {
+        "name": typed(name) or f"{chosen}-baked",
+        "vector": chosen,
+        "read_pairs": bool(read_pairs),
+        **settings_of(*settings),
         **({} if wanted is None else {"dose": wanted}),
     }

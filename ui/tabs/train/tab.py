@@ -13,7 +13,8 @@ from ui.markup import lead, note
 from ui.panel import RunPanel
 from ui.reload import remember
 from ui.session import Session
-from ui.tabs.train.result import lay_result, show
+from ui.tabs.train.own_data import own_data
+from ui.tabs.train.result import MARGINS, lay_result, show
 from ui.tabs.train.settings import lay_settings, parameters
 
 __all__ = ["build"]
@@ -35,11 +36,20 @@ def build(session: Session) -> gr.Tab:
             dose = gr.Textbox(
                 label="Dose", info=help_for("train dose"), max_length=20, elem_id="train-dose"
             )
-        settings = lay_settings()
+        room, settings = lay_settings("train", "prompts")
+        with room:
+            read_pairs = gr.Checkbox(
+                True,
+                label="Learn from the set's own texts, too",
+                info=help_for("read pairs"),
+                elem_id="train-read-pairs",
+            )
         panel = RunPanel(session, "train")
-        result = lay_result()
+        result = lay_result("train", MARGINS)
+        own_data(session, tab)
 
-    panel.wire(parameters, [vector, name, dose, *settings], show, result)
+    fields = [name, dose, read_pairs, *settings]
+    panel.wire(parameters, [vector, *fields], show, result)
 
     def refresh(value: str | None) -> tuple[Any, ...]:
         update = listed(session, value, *VECTORS, verified_first=True)
@@ -52,7 +62,7 @@ def build(session: Session) -> gr.Tab:
 
     session.on_show(tab, refresh, [vector], panel.notice, [vector])
     vector.input(told(0)(chosen), vector, panel.notice, **QUIET)
-    remember(session.page, [vector], [name, dose, *settings])
+    remember(session.page, [vector], fields)
     return tab
 
 
