@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vectors.errors import DoseError, GrammarError
 from vectors.types import Phase
@@ -26,6 +26,7 @@ __all__ = [
     "SteerTerm",
     "TaskTerm",
     "check_name",
+    "check_once",
     "format_steer",
     "format_tasks",
     "parse_steer",
@@ -124,8 +125,13 @@ def parse_steer(text: str) -> tuple[SteerTerm, ...]:
         GrammarError: a term that does not parse, or one that differs from another by its dose only.
         DoseError: a dose that is not a finite number in range.
     """
-    terms = tuple(_steer_term(part) for part in _parts(text, "steering"))
-    if len({replace(term, dose=0.0) for term in terms}) != len(terms):
+    return check_once(tuple(_steer_term(part) for part in _parts(text, "steering")))
+
+
+def check_once(terms: tuple[SteerTerm, ...]) -> tuple[SteerTerm, ...]:
+    """Return `terms`, or raise GrammarError where one differs from another by its dose only."""
+    named = {(t.name, t.revision, t.first, t.last, t.phase, t.operator) for t in terms}
+    if len(named) != len(terms):
         raise GrammarError(
             "A vector is named twice at the same blocks and phase; give it once, "
             "with its total dose."

@@ -1,4 +1,4 @@
-"""The weight gate's turns, without an engine: order, draining, failure, departure."""
+"""The weight gate without an engine: order, draining, failure, departure; and what it lets through."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
 
-from workbench.engines.vllm.gate import Turns
+from workbench.engines.vllm.gate import GUARDED, HARMLESS, MESSAGES, Turns, WeightGate
 
 
 class World:
@@ -20,25 +23,29 @@ class World:
         self.log: list[str] = []
         self.active = 0
         self.refused: set[str] = set()
+        self.swap_seconds = 0.001
+        self.loaded = "base"
 
     async def swap(self, wanted: str) -> None:
         assert self.active == 0, "weights moved under a running request"
-        await asyncio.sleep(0.001)
+        self.loaded = "half of each"
+        await asyncio.sleep(self.swap_seconds)
         if wanted in self.refused:
             raise RuntimeError(f"no {wanted}")
+        self.loaded = wanted
         self.log.append(f"swap {wanted}")
 
     async def ask(self, wanted: str, seconds: float = 0.002) -> str:
         await self.turns.enter(wanted)
         try:
             self.active += 1
-            assert self.turns.present == wanted
+            assert self.turns.present == wanted == self.loaded
             await asyncio.sleep(seconds)
             self.log.append(wanted)
             return self.turns.present
         finally:
             self.active -= 1
-            await self.turns.leave()
+            self.turns.leave()
 
 
 def run(walk: Coroutine[Any, Any, None]) -> None:
@@ -101,3 +108,128 @@ def test_a_request_that_leaves_while_waiting_blocks_nobody(leave_after):
         assert world.turns.running == 0
 
     run(walk())
+
+
+def test_after_a_swap_that_failed_nobody_runs_on_what_it_left():
+    async def walk():
+        world = World()
+        world.refused = {"broken"}
+        with pytest.raises(RuntimeError, match="no broken"):
+            await world.ask("broken")
+        assert await world.ask("base") == "base"
+        assert world.log == ["swap base", "base"], "the base is loaded again"
+
+    run(walk())
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_request_that_leaves_during_its_swap_blocks_nobody(broken):
+    async def walk():
+        world = World()
+        world.swap_seconds = 0.02
+        world.refused = {"a"} if broken else set()
+        leaving = asyncio.create_task(world.ask("a"))
+        await asyncio.sleep(0.005)
+        others = [asyncio.create_task(world.ask(wanted)) for wanted in ("b", "base")]
+        await asyncio.sleep(0.005)
+        leaving.cancel()
+        results = await asyncio.gather(leaving, *others, return_exceptions=True)
+        assert isinstance(results[0], asyncio.CancelledError) and results[1:] == ["b", "base"]
+        assert await world.ask("a" if not broken else "b")
+        assert world.turns.running == 0 and not world.turns.waiting
+
+    run(walk())
+
+
+@pytest.fixture
+def post(tmp_path, monkeypatch):
+    """Post to a path of a server that would answer anything; return status and text."""
+    for name in ("WORKBENCH_WEIGHTS", "WORKBENCH_CHECKPOINT"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv("WORKBENCH_TOKEN", raising=False)
+    app = FastAPI()
+    app.state.engine_client = None
+
+    @app.api_route("/{path:path}", methods=["GET", "POST", "PUT"])
+    async def anything(request: Request) -> str:
+        return f"reached {request.url.path}"
+
+    app.add_middleware(WeightGate)
+
+    def send(path: str, method: str = "POST") -> tuple[int, str]:
+        answers: list[httpx.Response] = []
+
+        async def walk() -> None:
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                answers.append(await client.request(method, path, json={}))
+
+        run(walk())
+        return answers[0].status_code, answers[0].text
+
+    return send
+
+
+GENERATING = (
+    "/generative_scoring",
+    "/v1/systemone",
+    "/invocations",
+    "/cohere/v2/chat",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/score",
+    "/v1/score",
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/classify",
+    "/pooling",
+    "/v1/embeddings",
+    "/v2/embed",
+)
+MOVING = (
+    "/collective_rpc",
+    "/update_weights",
+    "/start_weight_update",
+    "/finish_weight_update",
+    "/sleep",
+    "/wake_up",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/scale_elastic_ep",
+)
+
+
+@pytest.mark.parametrize("path", [*GENERATING, *MOVING, "/invocations/"])
+def test_a_route_that_would_pass_the_gate_by_is_refused(post, path):
+    status, text = post(path)
+    assert status == 400 and f"POST {path}, which" in text
+    assert all(known in text for known in GUARDED)
+    assert post(path, "PUT")[0] == 400
+    assert post(path, "GET")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *GUARDED,
+        *HARMLESS,
+        "/v1/chat/completions/batch",
+        "/v1/chat/completions/render",
+        "/v1/messages/count_tokens",
+        "/v1/responses/some/cancel",
+    ],
+)
+def test_what_steers_or_does_not_generate_passes(post, path):
+    status, text = post(path)
+    assert status == 200 and f"reached {path}" in text
+
+
+def test_messages_are_refused_by_a_vllm_that_drops_what_steers_them(monkeypatch, post):
+    class Older(BaseModel):
+        max_tokens: int
+
+    monkeypatch.setattr("vllm.entrypoints.anthropic.protocol.AnthropicMessagesRequest", Older)
+    status, text = post(MESSAGES)
+    assert status == 400 and text.count(MESSAGES) == 1
+    assert post("/v1/completions")[0] == 200

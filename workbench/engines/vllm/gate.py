@@ -4,7 +4,8 @@ A request names a weight state by the header `x-workbench-weights` (a recipe dig
 the base). Requests of the present state run together; one of another state waits until those have
 drained, then the weights are swapped in place (`reload_weights`), the prefix cache is emptied, and
 it goes on. Whoever waits for a swap holds newcomers of the old state back, so nobody starves.
-Every reply names, in the same header, the weights that made it.
+Every reply names, in the same header, the weights that made it. Routes of vLLM that would generate past
+all this, or move weights themselves, are refused.
 
 A state `lora:<digest>` is the base with a LoRA for this request alone (see `lora`), so it runs together
 with requests of the base and of other LoRAs.
@@ -36,13 +37,29 @@ from workbench.engines.vllm.settings import LORAS
 __all__ = ["HEADER", "WeightGate"]
 
 HEADER = "x-workbench-weights"
+MESSAGES = "/v1/messages"
 GUARDED = (
     "/v1/completions",
     "/v1/chat/completions",
     "/v1/responses",
-    "/v1/messages",
-    "/inference/",
+    MESSAGES,
+    "/inference/v1/generate",
 )
+"""Routes that generate, and hand what steers to the engine."""
+HARMLESS = (
+    "/tokenize",
+    "/detokenize",
+    "/ping",
+    "/abort_requests",
+    "/inference/v1/abort_requests",
+    "/reset_prefix_cache",
+    "/start_profile",
+    "/stop_profile",
+)
+"""What else may be posted, because it neither generates nor moves weights."""
+READING = ("GET", "HEAD", "OPTIONS")
+UNKNOWN = ""
+"""The state that no request names: while weights are swapped, and after a swap that failed half-way."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -57,7 +74,7 @@ class Turns:
     present: str = BASE_WEIGHTS
     running: int = 0
     waiting: deque[tuple[str, asyncio.Future[None]]] = field(default_factory=deque)
-    swapping: bool = False
+    swapping: asyncio.Task[None] | None = None
 
     async def enter(self, wanted: str) -> None:
         """Return once the engine holds `wanted`; pair with `leave`."""
@@ -66,46 +83,48 @@ class Turns:
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((wanted, turn))
-        await self._advance()
+        self._advance()
         try:
             await turn
         except asyncio.CancelledError:
             self.waiting = deque(x for x in self.waiting if x[1] is not turn)
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                await self.leave()
+                self.leave()
             raise
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         """A request that had entered is done."""
         self.running -= 1
-        await self._advance()
+        self._advance()
 
-    async def _advance(self) -> None:
+    def _advance(self) -> None:
         if self.running or self.swapping or not self.waiting:
             return
-        wanted = self.waiting[0][0]
+        wanted, first = self.waiting[0]
         if wanted != self.present:
-            self.swapping = True
-            try:
-                await self.swap(wanted)
-                self.present = wanted
-            except Exception as error:
-                _, turn = self.waiting.popleft()
-                if not turn.done():
-                    turn.set_exception(error)
-            finally:
-                self.swapping = False
-            if self.present != wanted:
-                await self._advance()
-                return
+            # A task of its own, because whoever asks may leave while others wait for its end.
+            self.swapping = asyncio.create_task(self._change(wanted, first))
+            return
         together = [x for x in self.waiting if x[0] == self.present]
         self.waiting = deque(x for x in self.waiting if x[0] != self.present)
         for _, turn in together:
             if not turn.done():
                 self.running += 1
                 turn.set_result(None)
-        if not self.running:
-            await self._advance()
+        self._advance()
+
+    async def _change(self, wanted: str, first: asyncio.Future[None]) -> None:
+        self.present = UNKNOWN
+        try:
+            await self.swap(wanted)
+            self.present = wanted
+        except Exception as error:
+            self.waiting = deque(x for x in self.waiting if x[1] is not first)
+            if not first.done():
+                first.set_exception(error)
+        finally:
+            self.swapping = None
+        self._advance()
 
 
 class _Refused(Exception):
@@ -125,6 +144,7 @@ class WeightGate:
         self.token = os.environ.get("WORKBENCH_TOKEN", "")
         self.base = os.environ["WORKBENCH_CHECKPOINT"]
         self.client: Any = None
+        self.guarded = _guarded()
         self.turns = Turns(self._swap)
         loras = os.environ.get(LORAS, str(self.weights.parent / "loras"))
         self.loras = lora.Loras(Path(loras), os.environ.get("WORKBENCH_BASE", ""))
@@ -147,7 +167,14 @@ class WeightGate:
             self.routes.engine = scope["app"].state.engine_client
             await self.own(scope, receive, send)
             return
-        if scope["type"] != "http" or not scope["path"].startswith(GUARDED):
+        if scope["type"] != "http" or not scope["path"].startswith(self.guarded):
+            if _passes_by(scope):
+                words = (
+                    f"This server does not answer {scope['method']} {scope['path'][:80]}, which knows "
+                    f"nothing of steering and weights; use {', '.join(self.guarded)}."
+                )
+                await _answer(send, 400, words)
+                return
             await self.app(scope, receive, send)
             return
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
@@ -184,8 +211,7 @@ class WeightGate:
             await _answer(send, refused.status, str(refused))
         finally:
             self.streams.leave(reply)
-            # Shielded: a client that leaves must still give its turn back.
-            await asyncio.shield(self.turns.leave())
+            self.turns.leave()
 
     async def _load_lora(self, digest: str, scope: Scope) -> tuple[bytes, bytes]:
         """Have the LoRA ready, and give the header that says which it is and what it loses."""
@@ -211,6 +237,22 @@ class WeightGate:
         if not (self.weights / wanted / "config.json").is_file():
             return f"The weights {wanted[:12]} are not materialised; make them with the workbench first."
         return ""
+
+
+def _guarded() -> tuple[str, ...]:
+    """Those of `GUARDED` that hand on what steers in this vLLM; 0.25 drops it from messages."""
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest  # noqa: PLC0415
+
+    if "vllm_xargs" in AnthropicMessagesRequest.model_fields:
+        return GUARDED
+    return tuple(path for path in GUARDED if path != MESSAGES)
+
+
+def _passes_by(scope: Scope) -> bool:
+    """Whether it may generate unsteered, on whatever weights there are, or move them."""
+    if scope["type"] != "http" or scope["method"] in READING:
+        return False
+    return scope["path"] not in HARMLESS and not scope["path"].startswith(OURS)
 
 
 async def _answer(send: Send, status: int, words: str) -> None:

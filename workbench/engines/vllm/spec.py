@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vectors.errors import BlockNotFound, GrammarError, ModelMismatch
-from vectors.grammar import SteerTerm, parse_steer
+from vectors.grammar import SteerTerm, check_once, parse_steer
 from vectors.steering.operators import check_together
 from vectors.store import Library
 from vectors.types import Phase
@@ -216,8 +216,12 @@ def known(library: Library, ref: str) -> Known:
     return Known(entry.digest, vector.base, vector.best_block, blocks, files)
 
 
+# A dose of "1" or true is a mistake of who sent it, and not 1.
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
 class _JsonTerm(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = _STRICT
     name: str
     dose: float
     revision: str | None = None
@@ -227,7 +231,7 @@ class _JsonTerm(BaseModel):
 
 
 class _JsonCondition(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = _STRICT
     name: str
     revision: str | None = None
     block: int | None = None
@@ -236,7 +240,7 @@ class _JsonCondition(BaseModel):
 
 
 class _JsonRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = _STRICT
     terms: list[_JsonTerm] = Field(min_length=1, max_length=64)
     start: int = Field(default=0, ge=0, le=100_000_000)
     condition: _JsonCondition | None = None
@@ -254,7 +258,7 @@ def parse_request(text: str) -> tuple[SteerTerm, ...]:
     """Return the terms of what a client sent as `steer`: the grammar's, or the JSON form's.
 
     Raises:
-        GrammarError: neither.
+        GrammarError: neither, or a term that differs from another by its dose only.
         DoseError: a dose out of range.
     """
     return parse_steering(text).terms
@@ -289,7 +293,9 @@ def parse_steering(text: str) -> Parsed:
         raise GrammarError(
             f"The JSON form of '{STEER}' is wrong at {where}: {first['msg']}."
         ) from error
-    return Parsed(tuple(_expand(request.terms)), request.start, _checked(request.condition))
+    return Parsed(
+        check_once(tuple(_expand(request.terms))), request.start, _checked(request.condition)
+    )
 
 
 def _checked(condition: _JsonCondition | None) -> _JsonCondition | None:

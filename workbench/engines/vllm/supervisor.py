@@ -43,6 +43,13 @@ STAGES = (
     (re.compile(r"vLLM (API server )?version|version [0-9.]+"), "reading the model's settings"),
 )
 NOT_REASONS = re.compile(r"^\s*(File |at |\^|~|Traceback|During handling)|^\s*$")
+PREFIX = re.compile(r"^(\([^)]*\)\s?)?([A-Z]+ \d\d-\d\d [\d:]+ \[[^]]*\]\s?)?")
+"""What vLLM writes before a line: the process, and of its log the level, the time and the place."""
+OURS = re.compile(r"vectors\.errors\.\w+: (.+)")
+ELSEWHERE = re.compile(r"[Ss]ee (root cause|stack trace)")
+"""Errors that only say that another process has failed."""
+TAIL = 400
+"""Lines that are kept: vLLM's own tracebacks, one for each process, follow the one with the reason."""
 
 
 class Supervisor:
@@ -52,7 +59,7 @@ class Supervisor:
         self.path = path
         self.registration = registration
         self.command = command
-        self.tail: deque[str] = deque(maxlen=40)
+        self.tail: deque[str] = deque(maxlen=TAIL)
         self.stopping = threading.Event()
         # One client for all tries: each new one reads the certificates of all authorities.
         self.http = httpx.Client(timeout=5, trust_env=False)
@@ -121,23 +128,46 @@ class Supervisor:
             )
         except httpx.HTTPError:
             return
-        if reply.status_code == 404:
-            self.say(
-                state="failed",
-                error="vLLM started without the workbench's plugin (vLLM swallows plugins that fail "
-                "to load); run 'workbench doctor'.",
-            )
-            self.stopping.set()
-        elif reply.status_code == 200:
+        if reply.status_code == 200:
             workers = reply.json()["workers"]
             self.say(state="ready", stage="ready", hello=workers[0], ready_at=time.time())
+        elif reply.status_code == 404:
+            self._refuse(
+                "vLLM started without the workbench's plugin (vLLM swallows plugins that fail "
+                "to load)"
+            )
+        elif reply.status_code >= 400:
+            self._refuse(
+                "vLLM started and its workers answer the workbench's handshake with "
+                f"{reply.status_code}",
+                _message(reply),
+            )
+
+    def _refuse(self, words: str, told: str = "") -> None:
+        """End a server that will never be ready; an error of ours in its log says best why."""
+        if ours := self._ours():
+            words = f"{words}: {ours}"
+        else:
+            words += f" ({told}); run 'workbench doctor'." if told else "; run 'workbench doctor'."
+        self.say(state="failed", error=words)
+        self.stopping.set()
 
     def _reason(self, code: int) -> str:
-        lines = [line for line in self.tail if not NOT_REASONS.search(line)]
+        lines = [line for line in list(self.tail) if not NOT_REASONS.search(PREFIX.sub("", line))]
         errors = [line for line in lines if re.search(r"Error|error:|ERROR", line)]
-        last = re.sub(r"^\([^)]*\)\s*", "", (errors or lines or ["it said nothing"])[-1])
+        told = [line for line in errors if not ELSEWHERE.search(line)]
+        last = PREFIX.sub("", (told or errors or lines or ["it said nothing"])[-1])[:300]
+        # Once it serves, an error of ours may have been a request's and not its end.
+        if self.registration.state == "starting":
+            last = self._ours() or last
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"vLLM ended with {how}: {last[:300]}"
+        return f"vLLM ended with {how}: {last}"
+
+    def _ours(self) -> str:
+        """The sentence of the last error of ours in the log, or nothing."""
+        # A copy: the thread that reads the log goes on adding to it.
+        found = [match[1] for line in list(self.tail) if (match := OURS.search(line))]
+        return found[-1] if found else ""
 
     def _end_tree(self) -> None:
         tree = psutil.Process().children(recursive=True)
@@ -150,6 +180,15 @@ class Supervisor:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(alive, timeout=4)
+
+
+def _message(reply: httpx.Response) -> str:
+    """What an answer says went wrong, in vLLM's form, FastAPI's or plain text."""
+    try:
+        body = reply.json()
+        return str(body["error"]["message"] if "error" in body else body["detail"])[:300]
+    except (ValueError, KeyError, TypeError):
+        return reply.text[:300] or "nothing more"
 
 
 def main() -> int:

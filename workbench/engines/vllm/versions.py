@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from vectors.errors import BackendUnavailable, ModelNotSupported
+from workbench.settings import package_version
 
 __all__ = ["ALLOW_UNTESTED", "TESTED", "check_settings", "check_version", "has_runner_v2"]
 
@@ -24,13 +25,16 @@ def check_version() -> None:
     import vllm  # noqa: PLC0415  # vLLM is importable where this is called
 
     version = vllm.__version__.partition("+")[0]
-    known = [version for versions in TESTED.values() for version in versions]
-    if version not in known and not _allowed():
-        raise BackendUnavailable(
-            f"The steering plugin was tested with vLLM {' and '.join(known)}, not with {version}; "
-            "install one of those, or start with --allow-untested, which goes on if the "
-            "self-test at load passes."
-        )
+    # Both may be listed as installed; the code is of the one that has its version.
+    here = [name for name in TESTED if package_version(name).partition("+")[0] == version]
+    if any(version in TESTED[name] for name in here) or _allowed():
+        return
+    known = " and ".join(f"{name} {', '.join(tested)}" for name, tested in TESTED.items())
+    raise BackendUnavailable(
+        f"The steering plugin was tested with {known}, not with {(here or ['vLLM'])[0]} {version}; "
+        "install one of those, or start with --allow-untested, which goes on if the "
+        "self-test at load passes."
+    )
 
 
 def has_runner_v2() -> bool:
@@ -49,6 +53,10 @@ def check_settings(config: Any) -> None:
     parallel = config.parallel_config
     found = {
         "--pipeline-parallel-size": getattr(parallel, "pipeline_parallel_size", 1) > 1,
+        # Receipts and captures are asked of the first rank alone. Of a dense model's ranks each is told
+        # that it is the only one, and the others are known by their index.
+        "--data-parallel-size": getattr(parallel, "data_parallel_size", 1) > 1
+        or getattr(parallel, "data_parallel_index", 0) > 0,
         "--enable-dbo (microbatches)": bool(getattr(parallel, "use_ubatching", False)),
         "--prefill-context-parallel-size": getattr(parallel, "prefill_context_parallel_size", 1)
         > 1,
