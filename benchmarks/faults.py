@@ -239,7 +239,7 @@ class Storm:
             "slots": len(steering._slots_S4) - len(set(steering._free)),
             "slots that say something": int(steering._slots_S4.any()),
             "live proofs": len(steering._live) + len(steering._slot_of),
-            "receipts": len(steering._proofs),
+            "receipts": len(steering._receipts),
             "refusals": len(steering.refused),
             "counted rows": len(admission._users) + sum(admission._used.values()),
             "counted requests": len(admission._keys) + len(admission.held),

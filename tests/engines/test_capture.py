@@ -200,6 +200,54 @@ def test_an_id_serves_one_request():
     assert "positions 0 to 1" in b.take("three")[1]
 
 
+@pytest.mark.parametrize("what", ["sums", "projection"])
+def test_an_id_serves_the_next_request_when_the_first_has_ended(what):
+    b = Batches()
+    extra = ask("decode", "one") if what == "sums" else project("one")
+    for number, request in enumerate(("r", "s", "t")):
+        b.steering.add(request, extra, 2, 0)
+        assert not b.steering.refused
+        b.step({request: (0, 2)})
+        for position in range(2, 4 + number):
+            b.step({request: (position, 1)})
+        b.steering.remove(request)
+    captures = b.steering.captures
+    assert list(captures._kept) == ["one"] and captures._bytes == captures._kept["one"].kept_bytes
+    if what == "sums":
+        check(b, "one", "t", range(2, 6))
+    else:
+        found = load(b.take("one")[0])["one.projection"]
+        torch.testing.assert_close(found, projections(b, "one", "t", range(2, 6)))
+    assert captures._bytes == 0
+
+
+def test_why_a_projection_was_refused_is_told_by_the_fetch():
+    b = Batches()
+    b.steering.add("r", project("one"), 2, 0)
+    b.steering.add("s", project("one"), 2, 0)
+    assert "still runs" in b.steering.refused.pop("s")
+    b.step({"r": (0, 2), "s": (0, 2)})
+    b.step({"r": (2, 1), "s": (2, 1)})
+    assert not b.take("one")[1]
+    assert "still runs" in b.take("one")[1]
+    b.steering.add("t", project("two", 9), 2, 0)
+    assert "has 3 blocks" in b.steering.refused["t"]
+    assert "has 3 blocks" in b.take("two")[1]
+    b.steering._agree = lambda problem: problem or "It is not in the other's library."
+    b.steering.add("u", project("three"), 2, 0)
+    assert "the other's library" in b.take("three")[1]
+
+
+def test_a_refusal_is_forgotten_when_its_id_serves_a_request():
+    b = Batches()
+    b.steering.add("r", ask("0-9", "one"), 2, 0)
+    b.steering.remove("r")
+    b.steering.add("s", ask("0-1", "one"), 2, 0)
+    b.step({"s": (0, 2)})
+    check(b, "one", "s", range(2))
+    assert "fetched before" in b.take("one")[1]
+
+
 def test_what_nobody_fetches_expires(monkeypatch):
     monkeypatch.setattr(captures_module, "KEPT_BYTES", 3 * BLOCKS * (WIDTH + 1) * 4)
     b = Batches()

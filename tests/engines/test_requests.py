@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 
 import httpx
@@ -29,11 +30,10 @@ def engine(tiny_workbench):
         directions = {b: random_direction(width, 100 * number + b + 7) for b in range(4)}
         vector = SteeringVector(base, directions, dict.fromkeys(directions, 8.0), 2)
         tiny_workbench.library.save_vector(name, vector)
-    # The front end cannot know that it does not fit; the worker does.
-    narrow = {b: random_direction(width // 2, b) for b in range(4)}
-    tiny_workbench.library.save_vector(
-        "narrow", SteeringVector(base, narrow, dict.fromkeys(narrow, 8.0), 2)
-    )
+    for name, size, blocks in (("narrow", width // 2, 4), ("tall", width, 9), ("rotten", width, 4)):
+        directions = {b: random_direction(size, b) for b in range(blocks)}
+        vector = SteeringVector(base, directions, dict.fromkeys(directions, 8.0), blocks - 1)
+        tiny_workbench.library.save_vector(name, vector)
     return tiny_workbench.engine()
 
 
@@ -207,20 +207,63 @@ def test_the_engine_is_the_same_afterwards(engine, post):
     assert texts(post(vllm_xargs={"steer": "south=2"})) != texts(post())
 
 
-def test_what_a_worker_cannot_steer_is_an_error_for_every_client(engine, post):
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"steer": "{}=1"},
+        {"steer": "south=1,{}=-0.5!ablate"},
+        {"project": "{}", "capture_id": "fit1"},
+        {
+            "steer": '{{"terms": [{{"name": "south", "dose": 1, "phase": "decode"}}], '
+            '"condition": {{"name": "{}", "above": 0.5}}}}'
+        },
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "words"), [("narrow", "width 32"), ("tall", "this model has 4 blocks")]
+)
+def test_a_vector_that_does_not_fit_the_model_is_a_400(post, asked, name, words):
+    xargs = {key: text.format(name) for key, text in asked.items()}
+    chat = {"messages": [{"role": "user", "content": "x"}]}
+    for path, more in (("/v1/completions", {}), ("/v1/chat/completions", chat)):
+        refused = post(path, vllm_xargs=xargs, **more)
+        assert refused.status_code == 400, refused.text
+        assert words in refused.json()["error"]["message"]
+    # vLLM has begun to answer by then, whatever was wrong.
+    streamed = post(vllm_xargs=xargs, stream=True).text
+    assert '"code": 400' in streamed and words in streamed and "choices" not in streamed
+
+
+def test_an_id_of_a_projection_that_nobody_fetched_serves_again(engine, post):
+    xargs = {"project": "south", "capture_id": "mine1"}
+    for _ in range(3):
+        assert '"finish_reason":"length"' in post(stream=True, vllm_xargs=xargs).text
+    assert engine._http.get("/workbench/captures/mine1").status_code == 200
+
+
+def test_what_a_worker_cannot_steer_is_an_error_for_every_client(engine, post, tiny_workbench):
     clean = texts(post())[0]
-    xargs = {"steer": "narrow=1", "steer_id": "narrow1"}
+    # The front end reads it now, and the worker when it is first steered by.
+    texts(post(vllm_xargs={"steer": "rotten=0"}))
+    library = tiny_workbench.library
+    path = library.objects.path(library.get("rotten").manifest.objects()[0])
+    data, state = path.read_bytes(), path.stat()
+    path.chmod(0o644)
+    path.write_bytes(data[:-9] + b"\0" * 9)
+    # As a disk that forgets does it, which tells no one.
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    xargs = {"steer": "rotten=1", "steer_id": "rotten1"}
     reply = post(vllm_xargs=xargs)
     assert reply.status_code == 500 and "choices" not in reply.text
-    assert "width 32" in receipt(engine, "narrow1")["problem"]
-    streamed = post(vllm_xargs={"steer": "narrow=1"}, stream=True)
+    assert "is damaged" in receipt(engine, "rotten1")["problem"]
+    streamed = post(vllm_xargs={"steer": "rotten=1"}, stream=True)
     assert '"error"' in streamed.text and '"text":"' not in streamed.text.replace('"text":""', "")
-    several = post(n=2, temperature=1, vllm_xargs={"steer": "narrow=1"})
+    several = post(n=2, temperature=1, vllm_xargs={"steer": "rotten=1"})
     assert several.status_code == 500
-    with pytest.raises(SteeringNotApplied, match="width 32"):
-        engine.generate([Request(({"role": "user", "content": "x"},), "narrow=1")])
-    with pytest.raises(SteeringNotApplied, match="width 32"):
-        list(engine.stream(Request(({"role": "user", "content": "x"},), "narrow=1")))
-    with pytest.raises(SteeringNotApplied, match="width 32"):
-        engine.score([([5, 6], [7])], steer="narrow=1")
+    with pytest.raises(SteeringNotApplied, match="is damaged"):
+        engine.generate([Request(({"role": "user", "content": "x"},), "rotten=1")])
+    with pytest.raises(SteeringNotApplied, match="is damaged"):
+        list(engine.stream(Request(({"role": "user", "content": "x"},), "rotten=1")))
+    with pytest.raises(SteeringNotApplied, match="is damaged"):
+        engine.score([([5, 6], [7])], steer="rotten=1")
     assert texts(post())[0] == clean, "the engine goes on"

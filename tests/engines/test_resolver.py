@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from vectors.errors import BlockNotFound, GrammarError, NameNotFound, StoreCorrupt
+from vectors.errors import BlockNotFound, GrammarError, NameNotFound, ShapeMismatch, StoreCorrupt
 from vectors.steering.controls import random_direction
 from vectors.store import Library
 from vectors.types import SteeringVector
-from workbench.engines.vllm.resolver import KEPT, Resolver
+from workbench.engines.vllm.resolver import KEPT, Resolver, Shape
 from workbench.engines.vllm.spec import resolve_request
 
 BASE = "0" * 64
@@ -118,3 +118,23 @@ def test_what_it_remembers_is_bounded(library):
         resolve(f"calm=0.{n + 1:04}")
     assert len(resolve._texts) == KEPT
     assert resolve(f"calm=0.{KEPT:04}") is resolve(f"calm=0.{KEPT:04}")
+
+
+CONDITION = (
+    '{"terms": [{"name": "calm", "dose": 1, "blocks": [0], "phase": "decode"}], "condition": %s}'
+)
+
+
+def test_a_vector_that_does_not_fit_the_model_is_refused_each_time(library):
+    resolve = Resolver(library, BASE)
+    aside = CONDITION % '{"name": "loud", "block": 2, "above": 0}'
+    for _ in range(2):
+        for text in ("calm=1", "loud=1:2", aside):
+            assert resolve(text, Shape(8, 3)) == resolve(text)
+            with pytest.raises(ShapeMismatch, match="has width 8 and this model 16"):
+                resolve(text, Shape(16, 3))
+        for text in ("calm=1:0-2", "loud=1:2,calm=1:0", aside):
+            with pytest.raises(BlockNotFound, match="at block 2; this model has 2 blocks"):
+                resolve(text, Shape(8, 2))
+        assert resolve("loud=1:1", Shape(8, 2)).injections
+    assert resolve.vector("calm").width == 8

@@ -14,8 +14,9 @@ from torch import nn
 from vectors.errors import BackendUnavailable, ModelNotSupported, SteeringNotApplied
 from vectors.steering.operators import apply_edit, combine, edit_of
 from vectors.types import Phase
-from workbench.engines.vllm import edit
+from workbench.engines.vllm import edit, receipts
 from workbench.engines.vllm.edit import EditTable
+from workbench.engines.vllm.receipts import ENDED_KEPT
 from workbench.engines.vllm.selftest import SelfTest
 from workbench.engines.vllm.spec import STEER, STEER_ID, Injection, Resolved
 
@@ -246,6 +247,37 @@ def test_receipts_count_positions_once_over_preemption_and_cache():
     wanted = {"requests": 1, "prompt": 3, "decode": 3, "cached": 1, "rows": 1, "least": 7}
     assert steering.receipt("one") == {**wanted, "problem": "", "declined": 0, "projection": None}
     assert steering.receipt("one")["requests"] == 0
+
+
+def test_an_id_keeps_no_more_of_many_requests_than_their_sums():
+    _, steering = make()
+    many = 3 * ENDED_KEPT
+    long = {STEER: REQUESTS["phases"], STEER_ID: "many"}
+    steering.add("long", long, 4, 0)
+    for number in range(many):
+        request = f"r{number}"
+        steering.add(request, long, 4, 1 if number < 5 else 0)
+        # A few come less far than the others, and are the first to be summed.
+        end = 4 if number < 5 else 6
+        steering.ran(steering.slots([request]), np.array([end]))
+        steering.remove(request)
+    steering.ran(steering.slots(["long"]), np.array([9]))
+    kept = steering._receipts.under("many")
+    assert len(kept._ended) == ENDED_KEPT and len(kept._running) == 1
+    receipt = steering.receipt("many")
+    assert receipt["requests"] == many + 1 and receipt["least"] == 4
+    assert receipt["prompt"] == 4 * (many + 1) - 5 and receipt["cached"] == 5
+    assert receipt["decode"] == 2 * (many - 5) + 5
+    assert steering.receipt("many")["requests"] == 0
+
+
+def test_what_is_asked_for_an_unknown_id_forgets_no_other(monkeypatch):
+    monkeypatch.setattr(receipts, "IDS_KEPT", 2)
+    _, steering = make()
+    for name in ("one", "two", "three"):
+        steering.add(name, {STEER: REQUESTS["add"], STEER_ID: name}, 4, 0)
+    assert steering.receipt("nobody")["requests"] == 0
+    assert [steering.receipt(n)["requests"] for n in ("one", "two", "three")] == [0, 1, 1]
 
 
 def test_a_vector_that_cannot_be_used_is_told_by_the_receipt():

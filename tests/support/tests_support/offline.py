@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from workbench.engines.vllm.offline import WORKER, offline_environment
+
 __all__ = ["environment"]
 
 READ = {"capture", "project"}
@@ -21,9 +23,7 @@ READ = {"capture", "project"}
 def environment(library: Path, base: str, cache: Path, **more: str) -> dict[str, str]:
     """What the plugin and vLLM read."""
     ours = {
-        "WORKBENCH_BASE": base,
-        "WORKBENCH_LIBRARY": str(library),
-        "VLLM_PLUGINS": "workbench_steering",
+        **offline_environment(library, base),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         # Two workers need no cores of their own here.
@@ -70,7 +70,7 @@ def main() -> None:
             engine["folder"],
             enforce_eager=True,
             skip_tokenizer_init=True,
-            worker_extension_cls="workbench.engines.vllm.worker.WorkbenchWorker",
+            worker_extension_cls=WORKER,
             **engine["options"],
         )
         hello = llm.collective_rpc("workbench_hello")

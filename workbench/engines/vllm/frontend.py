@@ -14,10 +14,11 @@ from typing import Any
 
 from vectors.errors import GrammarError, WorkbenchError
 from vectors.store import Library
+from workbench.engines.vllm import beam
 from workbench.engines.vllm.capture.frontend import check_engine
 from workbench.engines.vllm.capture.spec import CAPTURE, PROJECT
 from workbench.engines.vllm.lora import check_folder
-from workbench.engines.vllm.resolver import Resolver
+from workbench.engines.vllm.resolver import Resolver, shape_of
 from workbench.engines.vllm.settings import BASE, LIBRARY, Settings
 from workbench.engines.vllm.spec import STEER, Resolved, receipt_id
 
@@ -34,7 +35,7 @@ def install() -> None:
         return
     resolve = Resolver(Library(Path(os.environ[LIBRARY])), os.environ[BASE])
     settings = Settings.of_environment()
-    _refuse_beam_search()
+    beam.refuse()
 
     @functools.wraps(original)
     def process_inputs(
@@ -54,7 +55,7 @@ def install() -> None:
                 raise GrammarError(
                     "Steering does not work with inputs that are streamed in; send the whole prompt."
                 )
-            resolved = resolve(extra[STEER])
+            resolved = resolve(extra[STEER], shape_of(self.vllm_config))
             _check_operators(resolved, settings)
             if resolved.condition is not None:
                 check_engine(settings)
@@ -88,27 +89,6 @@ def _check_operators(resolved: Resolved, settings: Settings) -> None:
             f"This engine was started for the operator 'add' alone, so '{min(others)}' is not "
             "possible; start it with --operators all."
         )
-
-
-def _refuse_beam_search() -> None:
-    """vLLM drops a request's extra arguments there, and the reply would not be steered."""
-    from vllm.entrypoints.openai.chat_completion import protocol as chat  # noqa: PLC0415
-    from vllm.entrypoints.openai.completion import protocol as completion  # noqa: PLC0415
-    from vllm.exceptions import VLLMValidationError  # noqa: PLC0415
-
-    for cls in (chat.ChatCompletionRequest, completion.CompletionRequest):
-        original: Any = cls.to_beam_search_params
-
-        @functools.wraps(original)
-        def refuse(self: Any, *args: Any, original: Any = original, **kw: Any) -> Any:
-            if {STEER, CAPTURE, PROJECT} & set(self.vllm_xargs or {}):
-                raise VLLMValidationError(
-                    "Steering and capture do not work with beam search; leave 'use_beam_search' out.",
-                    parameter=STEER,
-                )
-            return original(self, *args, **kw)
-
-        cls.to_beam_search_params = refuse
 
 
 def salted(salt: str | None, digest: str) -> str:

@@ -14,7 +14,7 @@ from workbench.engines.vllm.watchdog import die_with_supervisor
 __all__ = ["ACTIVE", "register"]
 
 ACTIVE = "WORKBENCH_BASE"
-"""The variable that our server sets; without it the plugin leaves vLLM as it is."""
+"""The variable that our server sets; without it the plugin only refuses what is meant for it."""
 
 
 def register() -> None:
@@ -24,6 +24,9 @@ def register() -> None:
         BackendUnavailable: a vLLM that the plugin was not tested with.
     """
     if ACTIVE not in os.environ:
+        from workbench.engines.vllm import unset  # noqa: PLC0415
+
+        unset.install()
         return
     die_with_supervisor()
     from vllm.platforms import current_platform  # noqa: PLC0415

@@ -8,9 +8,7 @@ Letters: S slots, one for each request that can run at once; N requests and T to
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,47 +19,14 @@ from vectors.types import Phase
 from workbench.engines.vllm.capture.captures import Captures
 from workbench.engines.vllm.capture.spec import PROJECT, read_projected
 from workbench.engines.vllm.capture.trace import Trace
-from workbench.engines.vllm.conditions import Conditions, Decision
+from workbench.engines.vllm.conditions import Conditions
 from workbench.engines.vllm.edit import EditTable
+from workbench.engines.vllm.receipts import Proof, Receipt, Receipts
 from workbench.engines.vllm.rows import RowBank
 from workbench.engines.vllm.spec import STEER, STEER_ID, Resolved
 from workbench.engines.vllm.tokens import DECODE_ROW, Array, Expand, TokenRows
 
 __all__ = ["Steering"]
-
-RECEIPTS_KEPT = 20_000
-
-
-@dataclass
-class _Proof:
-    """What was steered of one request: positions `first` to `end`, seen over its whole life."""
-
-    length: int
-    start: int
-    rows: tuple[int, int]
-    blocks: tuple[int, int]
-    cached: int
-    end: int = 0
-    problem: str = ""
-    decision: Decision | None = None
-
-    @property
-    def declined(self) -> bool:
-        """Whether the prompt decided against steering."""
-        return self.decision is not None and not self.decision.steered
-
-    def counts(self) -> dict[str, int]:
-        def steered(low: int, high: int) -> int:
-            return max(0, high - max(low, self.start))
-
-        in_prompt, in_decode = bool(self.rows[0]), bool(self.rows[1]) and not self.declined
-        cached, end = self.cached, max(self.end, self.cached)
-        return {
-            "prompt": in_prompt * steered(cached, min(end, self.length)),
-            "decode": in_decode * steered(max(cached, self.length), end),
-            "cached": in_prompt * steered(0, min(cached, self.length))
-            + in_decode * steered(self.length, cached),
-        }
 
 
 class Steering(TokenRows):
@@ -90,8 +55,8 @@ class Steering(TokenRows):
         self._free = list(range(slots))
         self._given = False
         self._end_S = np.zeros(slots, dtype=np.int64)
-        self._live: dict[str, tuple[str, _Proof]] = {}
-        self._proofs: OrderedDict[str, dict[str, _Proof]] = OrderedDict()
+        self._live: dict[str, tuple[Receipt, Proof]] = {}
+        self._receipts = Receipts()
         self.refused: dict[str, str] = {}
 
     # -- requests come and go -------------------------------------------------------------------
@@ -116,19 +81,12 @@ class Steering(TokenRows):
         if not steer:
             return
         self._end_S[slot] = 0
-        receipt = (extra or {}).get(STEER_ID) or ""
+        receipt = self._receipts.under((extra or {}).get(STEER_ID) or "")
         proof = self._rows(request, slot, steer, length, computed)
         if proof.problem:
             self.refused[request] = proof.problem
-        proofs = self._proofs.setdefault(receipt, {}) if receipt else {}
-        # Going on after a preemption keeps what was cached at first and how far it had come.
-        before = proofs.get(request)
-        if before is not None:
-            proof.cached, proof.end = before.cached, before.end
-        proofs[request] = proof
+        receipt.begin(request, proof)
         self._live[request] = (receipt, proof)
-        while len(self._proofs) > RECEIPTS_KEPT:
-            self._proofs.popitem(last=False)
 
     def _capture(
         self, request: str, extra: Mapping[str, Any], length: int, computed: int, slot: int
@@ -144,9 +102,8 @@ class Steering(TokenRows):
             why = self.captures.trace(request, extra, trace, block=block, length=length, slot=slot)
         except WorkbenchError as error:
             why = str(error)
-        if why := self._agree(why):
-            self.captures.remove(request)
-        return why
+        why = self._agree(why)
+        return self.captures.refuse(request, extra, why) if why else ""
 
     def _grow(self) -> int:
         """Make room for as many again: a preempted request keeps its slot while others take its turn."""
@@ -158,7 +115,7 @@ class Steering(TokenRows):
         self._free = list(range(slots + 1, 2 * slots))
         return slots
 
-    def _rows(self, request: str, slot: int, steer: str, length: int, computed: int) -> _Proof:
+    def _rows(self, request: str, slot: int, steer: str, length: int, computed: int) -> Proof:
         taken: list[int] = []
         blocks: list[int] = []
         start, problem, conditional = 0, "", False
@@ -183,12 +140,12 @@ class Steering(TokenRows):
             for number in taken:
                 self.bank.release(number)
             self._conditions.remove(request)
-            return _Proof(length, 0, (0, 0), (0, 0), computed, problem=problem)
+            return Proof(length, 0, (0, 0), (0, 0), computed, problem=problem)
         steered = not conditional or (decision is not None and decision.steered)
         self._slots_S4[slot] = (taken[0], taken[1] if steered else 0, length, start)
         self._changed = True
         rows, counts = (taken[0], taken[1]), (blocks[0], blocks[1])
-        return _Proof(length, start, rows, counts, computed, decision=decision)
+        return Proof(length, start, rows, counts, computed, decision=decision)
 
     def remove(self, request: str) -> None:
         """A request has ended or was preempted; unknown ones are none of ours."""
@@ -201,13 +158,14 @@ class Steering(TokenRows):
             self._free.append(slot)
         if request not in self._live:
             return  # its slot says nothing, and has never said anything else
-        self._note(request, slot)
+        receipt, proof = self._live.pop(request)
+        self._note(proof, slot)
+        receipt.end(request)
         self._conditions.remove(request)
-        for row in self._live[request][1].rows:
+        for row in proof.rows:
             self.bank.release(row)
         self._slots_S4[slot] = 0
         self._changed = True
-        del self._live[request]
 
     def knows(self, request: str) -> bool:
         """Whether the request was added and not removed."""
@@ -277,27 +235,13 @@ class Steering(TokenRows):
 
     # -- proof ----------------------------------------------------------------------------------
 
-    def _note(self, request: str, slot: int) -> None:
-        if request in self._live:
-            proof = self._live[request][1]
-            proof.end = max(proof.end, int(self._end_S[slot]))
+    def _note(self, proof: Proof, slot: int) -> None:
+        proof.end = max(proof.end, int(self._end_S[slot]))
 
-    def receipt(self, receipt: str) -> dict[str, int | float | str | None]:
+    def receipt(self, name: str) -> dict[str, int | float | str | None]:
         """Take the receipt: how many requests it covers and the distinct positions per phase."""
-        proofs = self._proofs.pop(receipt, {})
-        for request in proofs:
-            if request in self._slot_of:
-                self._note(request, self._slot_of[request])
-        counts = [proof.counts() for proof in proofs.values()]
-        asked = [c for c, p in zip(counts, proofs.values(), strict=True) if not p.declined]
-        decisions = [p.decision for p in proofs.values() if p.decision is not None]
-        total = {k: sum(c[k] for c in counts) for k in ("prompt", "decode", "cached")}
-        return {
-            "requests": len(proofs),
-            **total,
-            "rows": max((max(p.blocks) for p in proofs.values()), default=0),
-            "least": min((sum(c.values()) for c in asked), default=0),
-            "declined": len(counts) - len(asked),
-            "projection": decisions[-1].projection if decisions else None,
-            "problem": next((p.problem for p in proofs.values() if p.problem), ""),
-        }
+        receipt = self._receipts.take(name)
+        for request, (of, proof) in self._live.items():
+            if of is receipt:
+                self._note(proof, self._slot_of[request])
+        return receipt.told()

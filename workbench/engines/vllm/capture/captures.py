@@ -114,9 +114,8 @@ class Captures(TokenRows):
             self._check_free(name, request)
             row = self._take_row()
         except WorkbenchError as error:
-            self._refuse(str(extra.get(CAPTURE_ID))[:64], str(error))
-            return str(error)
-        self._drop(name)
+            return self.refuse(request, extra, str(error))
+        self._replace(name)
         if found.decode:
             self._slots_S4[slot] = (0, row, length, 0)
         else:
@@ -155,13 +154,13 @@ class Captures(TokenRows):
             self._check_free(name, request)
             row = self._take_row()
         except WorkbenchError as error:
-            return str(error)
+            return self.refuse(request, extra, str(error))
         trace.length = length
         before = self._kept.get(name)
-        if before is not None and before.trace is not None:
+        if before is not None and before.request == request and before.trace is not None:
             # It was preempted; what it reads again was noted before.
             trace.go_on(before.trace)
-        self._drop(name)
+        self._replace(name)
         self._slots_S4[slot] = (0, row, length, trace.end)
         wanted = Wanted(-1, -1, True, block, block)
         self._begin(_Capture(request, name, wanted, length, 0, slot, row, trace=trace))
@@ -222,19 +221,25 @@ class Captures(TokenRows):
             self._release(capture)
 
     def _check_free(self, name: str, request: str) -> None:
-        # A request that was preempted comes again under its own id.
-        owners = {c.request for c in self._running.values() if c.id == name}
-        if (kept := self._kept.get(name)) is not None:
-            owners.add(kept.request)
-        if owners - {request}:
+        if any(c.id == name and c.request != request for c in self._running.values()):
             raise GrammarError(
-                f"The '{CAPTURE_ID}' {name} belongs to another request; give each request its own."
+                f"The '{CAPTURE_ID}' {name} belongs to another request, which still runs; give each "
+                "request its own."
             )
 
-    def _refuse(self, name: str, why: str) -> None:
-        self._refusals[name] = why
+    def _replace(self, name: str) -> None:
+        """Forget what an earlier request left under an id: a result that nobody fetched, or a refusal."""
+        self._drop(name)
+        self._refusals.pop(name, None)
+
+    def refuse(self, request: str, extra: Mapping[str, Any], why: str) -> str:
+        """Capture nothing of a request, and have a fetch say why; return that."""
+        if (capture := self._running.get(request)) is not None:
+            self._release(capture)
+        self._refusals[str(extra.get(CAPTURE_ID))[:64]] = why
         while len(self._refusals) > REFUSALS_KEPT:
             self._refusals.popitem(last=False)
+        return why
 
     def remove(self, request: str) -> None:
         """A request has ended or was preempted; unknown ones capture nothing."""

@@ -22,8 +22,9 @@ from workbench.engines.vllm.capture.spec import (
     parse_capture,
     parse_projected,
 )
+from workbench.engines.vllm.resolver import Resolver, check_shape, shape_of
 from workbench.engines.vllm.settings import BASE, LIBRARY, Settings
-from workbench.engines.vllm.spec import check_vector, known
+from workbench.engines.vllm.spec import check_vector
 
 __all__ = ["check_engine", "install"]
 
@@ -37,7 +38,7 @@ def install() -> None:
     if getattr(original, "workbench_captures", False):
         return
     settings = Settings.of_environment()
-    library = Library(Path(os.environ[LIBRARY]))
+    resolver = Resolver(Library(Path(os.environ[LIBRARY])), os.environ[BASE])
 
     @functools.wraps(original)
     def process_inputs(
@@ -46,7 +47,7 @@ def install() -> None:
         extra = getattr(params, "extra_args", None) or {}
         if PROJECT in extra:
             try:
-                resolved = _projected(extra, settings, library)
+                resolved = _projected(self, extra, settings, resolver)
                 if getattr(params, "n", 1) > 1 or kw.get("resumable"):
                     raise GrammarError(f"'{PROJECT}' reads one reply to a whole prompt; send n=1.")
                 if self.vllm_config.speculative_config is not None:
@@ -81,16 +82,19 @@ def install() -> None:
     InputProcessor.process_inputs = process_inputs
 
 
-def _projected(extra: Mapping[str, Any], settings: Settings, library: Library) -> str:
+def _projected(
+    processor: Any, extra: Mapping[str, Any], settings: Settings, resolver: Resolver
+) -> str:
     """Check a request that wants projections; return its vector's digest and the block."""
     ref, block = parse_projected(extra[PROJECT])
     capture_id(extra)
     check_engine(settings)
     if CAPTURE in extra:
         raise GrammarError(f"'{PROJECT}' does not go with '{CAPTURE}'; send two requests.")
-    vector = known(library, ref)
+    vector = resolver.vector(ref)
     block = vector.best_block if block is None else block
     check_vector(ref, vector, os.environ[BASE], block)
+    check_shape(ref, vector, [block], shape_of(processor.vllm_config))
     return f"{vector.digest}:{block}"
 
 
