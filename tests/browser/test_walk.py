@@ -354,14 +354,15 @@ def test_train(page: Any) -> None:
 
 
 def test_instructions_are_learnt_and_stripped(page: Any) -> None:
+    go(page, "Train")
     unfold(page, "learn")
-    begin(page, "learn")
+    page.click("#learn-run")
     says(page, "learn-notice", "Choose a file first")
     page.locator("#learn-source").get_by_text("instructions, stripped").click()
     fill(page, "learn-text", "Always answer with the word <b>sunshine</b>.")
     fill(page, "learn-name", "sunshine-learnt")
     unfold(page, "learn-settings")
-    for field, count in (("prompts", "6"), ("tokens", "6")):
+    for field, count in (("prompts", "8"), ("tokens", "6")):
         fill(page, f"learn-{field}", count)
     begin(page, "learn")
     ended(page, "learn")

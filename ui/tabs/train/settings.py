@@ -64,9 +64,9 @@ def lay_settings(kind: str, written: str) -> tuple[gr.Accordion, list[Any]]:
                     elem_id=f"{kind}-{word}",
                 )
                 for word, label, value, least in (
-                    ("prompts", "Prompts", 150, 1),
+                    ("prompts", "Prompts", 150, 8),
                     ("passes", "Passes", 1, 1),
-                    ("tokens", "Tokens a reply", 48, 1),
+                    ("tokens", "Tokens a reply", 48, 4),
                     ("seed", "Seed", 0, 0),
                 )
             ]
