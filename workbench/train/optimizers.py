@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from vectors.errors import InputError
 from workbench.train.apollo import Apollo
 from workbench.train.config import TrainConfig
+from workbench.train.sgd import RoundedSgd
 
 __all__ = ["make_optimizer"]
 
@@ -21,8 +21,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer of `config` over `parameters`, without weight decay.
 
-    Raises:
-        InputError: weights that the optimizer cannot move.
+    All round bfloat16 weights stochastically.
     """
     owned = list(parameters)
     exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in owned)
@@ -34,5 +33,5 @@ def make_optimizer(
         # No matrix reaches this rank, and AdamW's own step with stochastic rounding remains.
         return Apollo(owned, config.learning_rate, rank=NO_PROJECTION, seed=config.seed)
     if not exact:
-        raise InputError("SGD moves float32 weights only; load the model in float32 or use apollo.")
+        return RoundedSgd(owned, config.learning_rate, config.seed)
     return torch.optim.SGD(owned, config.learning_rate)
