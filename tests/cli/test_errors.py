@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from vectors.errors import InputError
+from workbench.commands.serve import _check_running
 from workbench.service import Workbench
 
 BAD = [
@@ -161,3 +163,22 @@ def test_json_after_two_dashes_is_text(workbench: Any) -> None:
     assert told.out == ""
     with pytest.raises(ValueError):
         json.loads(told.err)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((4, None, None, None), "without --lora-slots 4; stop it"),
+        ((2, 600, "add", False), "without --rows 600; stop it"),
+        ((None, None, "all", True), "without --operators all and --capture; stop it"),
+        ((2, 512, "add", False), ""),
+        ((None, None, None, None), ""),
+    ],
+)
+def test_an_engine_that_runs_keeps_its_settings(given: Any, words: str) -> None:
+    runs = {"lora": {"slots": 2, "rank": 64}, "rows": 512, "projecting": 0, "capture": False}
+    if not words:
+        _check_running(runs, *given)
+        return
+    with pytest.raises(InputError, match=words):
+        _check_running(runs, *given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import typer
@@ -98,8 +99,8 @@ def serve(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     wb.start_engine(port)
     engine = session.engine()
-    if not wb.owns_engine and lora_slots is not None:
-        _check_slots(engine, lora_slots)
+    if not wb.owns_engine:
+        _check_running(engine.describe(), lora_slots, rows, operators, capture)
     where = wb.access()
     tested: Any = engine.describe() if selftest else {}
     session.answer(
@@ -118,13 +119,24 @@ def serve(
     raise EngineFailed(status.error or "The engine has stopped; start it again.")
 
 
-def _check_slots(engine: Any, wanted: int) -> None:
+def _check_running(
+    has: Mapping[str, Any],
+    slots: int | None,
+    rows: int | None,
+    operators: Operators | None,
+    capture: bool | None,
+) -> None:
     """An engine that runs already keeps what it was started with."""
-    has = engine.describe().get("lora", {}).get("slots", 0)
-    if has < wanted:
+    lacking = {
+        f"--lora-slots {slots}": has.get("lora", {}).get("slots", 0) < (slots or 0),
+        f"--rows {rows}": has.get("rows", 0) < (rows or 0),
+        "--operators all": operators == "all" and not has.get("projecting"),
+        "--capture": bool(capture) and not has.get("capture"),
+    }
+    if asked := [option for option, lacks in lacking.items() if lacks]:
         raise InputError(
-            f"An engine of this home runs already, with {has} LoRA slots; stop it first, or leave "
-            "--lora-slots out."
+            f"An engine of this home runs already, without {' and '.join(asked)}; stop it first, or "
+            "leave that out."
         )
 
 
