@@ -59,11 +59,11 @@ class StoredWeights:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Base and trained weights under their names on the disk, in the dtypes there."""
         generator = torch.Generator().manual_seed(seed)
-        before = {self.names[name]: self.tensor(name) for name in trained}
-        after = {
-            self.names[name]: as_stored(weight, loaded[name], self.tensor(name), generator)
-            for name, weight in trained.items()
-        }
+        before, after = {}, {}
+        for name, weight in trained.items():
+            stored = self.names[name]
+            before[stored] = self.tensor(name)
+            after[stored] = as_stored(weight, loaded[name], before[stored], generator)
         return before, after
 
 
