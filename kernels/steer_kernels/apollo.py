@@ -257,9 +257,13 @@ def _strip(D: int) -> dict[str, Any]:
 
 
 @functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
 def _roomy(device: torch.device) -> bool:
     """Whether the stages of `move_strips` fit: on Hopper, and in the interpreter."""
-    return device.type == "cpu" or torch.cuda.get_device_capability(device) == (9, 0)
+    return device.type == "cpu" or _is_hopper(device)
 
 
 class _Hopper:
@@ -286,9 +290,8 @@ class _Hopper:
 
 @functools.cache
 def _hopper(device: torch.device) -> _Hopper | None:
-    if device.type != "cuda" or not triton.__version__.startswith(GLUON):
-        return None
-    return _Hopper(device) if torch.cuda.get_device_capability(device) == (9, 0) else None
+    fits = _is_hopper(device) and triton.__version__.startswith(GLUON)
+    return _Hopper(device) if fits else None
 
 
 def _adamw(bucket: list[Row], dials: Tensor, rule: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from ui.reload import remember
 from ui.session import Session
 from ui.tabs.train.learnt import COLUMNS, lay_stripped, show
 from ui.tabs.train.result import lay_result
-from ui.tabs.train.settings import lay_settings, settings_of
+from ui.tabs.train.settings import lay_settings, name_of_result, settings_of
 from vectors.errors import InputError
 
 __all__ = ["own_data"]
@@ -41,13 +41,7 @@ def own_data(session: Session, tab: gr.Tab) -> None:
                 info=help_for("learnt"),
                 elem_id="learn-source",
             )
-            name = gr.Textbox(
-                label="Name of the result",
-                info=help_for("task name"),
-                placeholder="from what is learnt",
-                max_length=100,
-                elem_id="learn-name",
-            )
+            name = name_of_result("learn", "from what is learnt")
         file = gr.File(
             label="JSONL file: a conversation a line, or a prompt with its instructions",
             file_types=[".jsonl", ".json", ".txt", ".md"],

@@ -11,7 +11,18 @@ from ui.forms import as_number, typed
 from ui.help import help_for
 from vectors.errors import InputError
 
-__all__ = ["lay_settings", "parameters", "settings_of"]
+__all__ = ["lay_settings", "name_of_result", "parameters", "settings_of"]
+
+
+def name_of_result(kind: str, usual: str) -> gr.Textbox:
+    """The field for a task vector's name; `usual` says what it is where nothing is typed."""
+    return gr.Textbox(
+        label="Name of the result",
+        info=help_for("task name"),
+        placeholder=usual,
+        max_length=100,
+        elem_id=f"{kind}-name",
+    )
 
 
 def lay_settings(kind: str, written: str) -> tuple[gr.Accordion, list[Any]]:

@@ -15,7 +15,7 @@ from ui.reload import remember
 from ui.session import Session
 from ui.tabs.train.own_data import own_data
 from ui.tabs.train.result import MARGINS, lay_result, show
-from ui.tabs.train.settings import lay_settings, parameters
+from ui.tabs.train.settings import lay_settings, name_of_result, parameters
 
 __all__ = ["build"]
 
@@ -26,13 +26,7 @@ def build(session: Session) -> gr.Tab:
         gr.HTML(lead(guide("Train")))
         with gr.Row():
             vector = vector_choice("train-vector", "Verified ones come first.")
-            name = gr.Textbox(
-                label="Name of the result",
-                info=help_for("task name"),
-                placeholder="the vector's name and -baked",
-                max_length=100,
-                elem_id="train-name",
-            )
+            name = name_of_result("train", "the vector's name and -baked")
             dose = gr.Textbox(
                 label="Dose", info=help_for("train dose"), max_length=20, elem_id="train-dose"
             )
