@@ -8,7 +8,6 @@ or until a file that it was read from is no longer what it was.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from vectors.errors import BlockNotFound, ShapeMismatch
 from vectors.store import Library
 from workbench.engines.vllm.spec import Known, Resolved, known, parse_steering, resolve
 
-__all__ = ["Resolver", "Shape", "Sized", "check_shape", "shape_of"]
+__all__ = ["Resolver", "Shape", "check_shape", "shape_of"]
 
 KEPT = 512
 LONGEST = 8192
@@ -38,14 +37,7 @@ def shape_of(config: Any) -> Shape:
     return Shape(config.model_config.get_hidden_size(), blocks)
 
 
-@dataclass(frozen=True)
-class Sized(Known):
-    """What a request needs to know of a vector, and its width."""
-
-    width: int = 0
-
-
-def check_shape(ref: str, vector: Sized, blocks: Iterable[int], shape: Shape) -> None:
+def check_shape(ref: str, vector: Known, blocks: Iterable[int], shape: Shape) -> None:
     """Refuse a vector that a model cannot be steered by.
 
     Raises:
@@ -74,8 +66,8 @@ class Resolver:
         self._watch = library.watch()
         self._lock = Lock()
         self._mark = (-1, -1)
-        self._texts: dict[str, tuple[Resolved, dict[str, Sized]]] = {}
-        self._known: dict[str, Sized] = {}
+        self._texts: dict[str, tuple[Resolved, dict[str, Known]]] = {}
+        self._known: dict[str, Known] = {}
 
     def __call__(self, text: str, shape: Shape = UNKNOWN) -> Resolved:
         """Return what `resolve_request` would, for a model of this shape.
@@ -87,7 +79,7 @@ class Resolver:
         with self._lock:
             found = self._texts.get(text) if isinstance(text, str) else None
         if found is None or not all(vector.untouched() for vector in found[1].values()):
-            used: dict[str, Sized] = {}
+            used: dict[str, Known] = {}
 
             def find(ref: str) -> Known:
                 used[ref] = self._find(ref, mark)
@@ -101,7 +93,7 @@ class Resolver:
             check_shape(ref, vector, _blocks(resolved, vector.digest), shape)
         return resolved
 
-    def vector(self, ref: str) -> Sized:
+    def vector(self, ref: str) -> Known:
         """Look one vector up.
 
         Raises:
@@ -119,12 +111,10 @@ class Resolver:
                 self._mark = mark
         return mark
 
-    def _find(self, ref: str, mark: tuple[int, int]) -> Sized:
+    def _find(self, ref: str, mark: tuple[int, int]) -> Known:
         found = self._known.get(ref)
         if found is None or not found.untouched():
-            read = known(self._library, ref)
-            width = self._library.vector_by_digest(read.digest).width
-            found = Sized(**vars(read), width=width)
+            found = known(self._library, ref)
             self._keep(self._known, ref, found, mark)
         return found
 

@@ -185,6 +185,7 @@ class Known:
     base: str
     best_block: int
     blocks: frozenset[int]
+    width: int
     files: tuple[tuple[str, int, int], ...] = ()
 
     def untouched(self) -> bool:
@@ -213,7 +214,7 @@ def known(library: Library, ref: str) -> Known:
     )
     files = tuple(_stamp(str(path)) for path in paths)
     blocks = frozenset(vector.directions)
-    return Known(entry.digest, vector.base, vector.best_block, blocks, files)
+    return Known(entry.digest, vector.base, vector.best_block, blocks, vector.width, files)
 
 
 # A dose of "1" or true is a mistake of who sent it, and not 1.
