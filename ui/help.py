@@ -82,8 +82,8 @@ WORDS: dict[str, str] = {
         "or one side of a contrast set."
     ),
     "learnt": (
-        "A chat file is learnt as it is written; instructions are followed by the base and learnt "
-        "without them; of a contrast set one side is preferred."
+        "A chat file, JSONL with a conversation a line, is learnt as it is written; instructions are "
+        "followed by the base and learnt without them; of a contrast set one side is preferred."
     ),
     "instructions": (
         "What the base is told before it answers ordinary prompts. A file with a prompt and its "

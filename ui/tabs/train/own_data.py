@@ -43,7 +43,7 @@ def own_data(session: Session, tab: gr.Tab) -> None:
             )
             name = name_of_result("learn", "from what is learnt")
         file = gr.File(
-            label="JSONL file: a conversation a line, or a prompt with its instructions",
+            label="JSONL or text file",
             file_types=[".jsonl", ".json", ".txt", ".md"],
             height=140,
             elem_id="learn-file",
