@@ -159,7 +159,7 @@ WATCH = """() => {
   const look = (into) => {
     const busy = document.querySelector("#steer-stop")?.checkVisibility() ?? false;
     const known = document.querySelectorAll("#steer-receipt .wb-heat span[style]").length;
-    into.push([busy, known]);
+    if (busy) into.push(known);
   };
   const paint = () => { look(window.painted); window.looking = requestAnimationFrame(paint); };
   paint();
@@ -167,7 +167,7 @@ WATCH = """() => {
   window.watching = new MutationObserver(() => look(window.changed));
   window.watching.observe(document.querySelector("#steer-receipt"), { childList: true, subtree: true });
 }"""
-PAINTED = """() => {
+SEEN = """() => {
   cancelAnimationFrame(window.looking);
   window.watching.disconnect();
   return [window.painted, window.changed];
@@ -176,26 +176,30 @@ PAINTED = """() => {
 
 def test_tokens_are_coloured_while_they_are_written(page: Any) -> None:
     go(page, "Steer")
-    page.click("#steer-clear")
-    expect(page.locator("#steer-receipt .wb-heat")).to_have_count(0)
     number(page, "steer-tokens", 1000)
-    fill(page, "steer-prompt", "Write until I say <b>when</b>.")
-    page.evaluate(WATCH)
     try:
-        page.click("#steer-send")
-        expect(page.locator("#steer-receipt")).to_contain_text("positions steered")
-        expect(page.locator("#steer-receipt .wb-heat span[style]")).to_have_count(999)
-        expect(page.locator("#steer-send")).to_be_enabled()
-        painted, changed = page.evaluate(PAINTED)
+        # A scheduler may keep the browser waiting for a whole reply of so small a model; it is asked again.
+        grown = any(len(coloured_on_the_way(page)) > 1 for _ in range(5))
     finally:
         number(page, "steer-tokens", 12)
         page.locator("#steer-colour input").uncheck()
-    known = [count for busy, count in painted if busy]
-    growing = {count for busy, count in [*painted, *changed] if busy and 0 < count < 999}
-    # A browser that other work keeps waiting may see a single one.
-    assert growing, f"nothing was coloured before the end: {sorted(set(known))}"
-    assert known == sorted(known), "colours that were there went away for a moment"
+    assert grown, "nothing was coloured before the end"
     assert page.locator("#steer-receipt [data-growing]").count() == 0
+
+
+def coloured_on_the_way(page: Any) -> set[int]:
+    """How many tokens were coloured at times while a reply was written."""
+    page.click("#steer-clear")
+    expect(page.locator("#steer-receipt .wb-heat")).to_have_count(0)
+    fill(page, "steer-prompt", "Write until I say <b>when</b>.")
+    page.evaluate(WATCH)
+    page.click("#steer-send")
+    expect(page.locator("#steer-receipt")).to_contain_text("positions steered")
+    expect(page.locator("#steer-receipt .wb-heat span[style]")).to_have_count(999)
+    expect(page.locator("#steer-send")).to_be_enabled()
+    painted, changed = page.evaluate(SEEN)
+    assert painted == sorted(painted), "colours that were there went away for a moment"
+    return {known for known in [*painted, *changed] if 0 < known < 999}
 
 
 def test_the_chat_survives_a_reload(page: Any) -> None:
