@@ -93,12 +93,17 @@ class ContrastPair(BaseModel):
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """A checked set with its fixed split."""
+    """A checked set with its fixed split.
+
+    Args:
+        lines: the line of each pair in the file that the set was read from.
+    """
 
     name: str
     pairs: tuple[ContrastPair, ...]
     about: str = ""
     builtin: bool = False
+    lines: tuple[int, ...] = ()
 
     @cached_property
     def train(self) -> tuple[ContrastPair, ...]:
@@ -133,6 +138,15 @@ class ContrastSet:
         """Whether the sides are system instructions."""
         return self.pairs[0].by_instruction
 
+    def line(self, pair: ContrastPair) -> int:
+        """The line of a pair of this set, or its place where it was not read from a file."""
+        return self._lines[pair]
+
+    @cached_property
+    def _lines(self) -> dict[ContrastPair, int]:
+        lines = self.lines or range(1, len(self.pairs) + 1)
+        return dict(zip(self.pairs, lines, strict=True))
+
     @cached_property
     def digest(self) -> str:
         """sha256 of the canonical text."""
@@ -153,20 +167,21 @@ def parse_contrast(
         ContrastSetError: not UTF-8, too large, empty, too few, one-sided, duplicated or mixed
             lines; the message names up to five lines.
     """
-    pairs, problems = [], []
+    pairs, lines, problems = [], [], []
     # Not splitlines: it would cut a text at U+2028 and the like, which JSON allows inside one.
     for number, line in enumerate(_text(name, raw).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             pairs.append(ContrastPair.model_validate_json(line))
+            lines.append(number)
         except ValidationError as error:
             problems.append(f"line {number} {_why(error)}")
     if problems:
         more = f"; and {len(problems) - 5} more lines" if len(problems) > 5 else ""
         raise ContrastSetError(f"The set '{name}' cannot be used: {'; '.join(problems[:5])}{more}.")
     _check_whole(name, pairs)
-    return ContrastSet(name, tuple(pairs), about, builtin)
+    return ContrastSet(name, tuple(pairs), about, builtin, tuple(lines))
 
 
 def read_contrast(path: Path) -> ContrastSet:

@@ -54,7 +54,7 @@ def learn_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
     )
     progress(0.9, "measuring what was learnt")
     info = workbench.model()
-    pairs = source.held_out if isinstance(source, SideSource) else ()
+    pairs = source.contrast.held_out if isinstance(source, SideSource) else ()
     bench = Bench(
         engine(),
         load_tokenizer(info),
@@ -96,10 +96,12 @@ def source_of(workbench: Workbench, p: Parameters) -> Source:
     if contrast.by_instruction:
         learnt, held_out = [
             [
-                Instructed(getattr(pair, f"{p['side']}_instruction"), pair.prompt, number)
-                for number, pair in enumerate(pairs, start=1)
+                Instructed(
+                    getattr(pair, f"{p['side']}_instruction"), pair.prompt, contrast.line(pair)
+                )
+                for pair in pairs
             ]
             for pairs in (contrast.train, contrast.held_out)
         ]
         return InstructionSource(learnt, held_out, {**origin, "side": p["side"]})
-    return SideSource(p["side"], contrast.train, contrast.held_out, origin)
+    return SideSource(p["side"], contrast, origin)

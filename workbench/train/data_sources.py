@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vectors.errors import InputError, PromptTooLong, RunFailed
 from workbench.data.chat import ChatFile
-from workbench.data.contrast import ContrastPair
+from workbench.data.contrast import ContrastPair, ContrastSet
 from workbench.data.instructions import Instructed
 from workbench.data.templates import context_ids, instructed, turn_ids
 from workbench.engines.base import Message
@@ -104,8 +104,7 @@ class SideSource:
     """One side of a contrast set's completions, preferred: its tokens are learnt."""
 
     side: Literal["positive", "negative"]
-    pairs: Sequence[ContrastPair]
-    held_out: Sequence[ContrastPair]
+    contrast: ContrastSet
     origin: dict[str, Any] = field(default_factory=dict)
 
     additions: Mapping[int, Tensor] = field(default_factory=dict)
@@ -115,18 +114,16 @@ class SideSource:
         return {"source": "preference", "side": self.side, **self.origin}
 
     def write(self, desk: Desk, progress: Progress) -> Written:
-        progress(0.0, f"reading {len(self.pairs)} {self.side} completions")
+        progress(0.0, f"reading {len(self.contrast.train)} {self.side} completions")
         learnt, held_out = [
-            [
-                Example(
-                    turn_decision(desk.tokenizer, pair.prompt, getattr(pair, self.side), i),
-                    "itself",
-                )
-                for i, pair in enumerate(pairs, start=1)
-            ]
-            for pairs in (self.pairs, self.held_out)
+            [Example(self._preferred(desk, pair), "itself") for pair in pairs]
+            for pairs in (self.contrast.train, self.contrast.held_out)
         ]
         return Written(learnt, held_out, len(learnt))
+
+    def _preferred(self, desk: Desk, pair: ContrastPair) -> Decision:
+        said = getattr(pair, self.side)
+        return turn_decision(desk.tokenizer, pair.prompt, said, self.contrast.line(pair))
 
 
 def chat_decisions(
