@@ -21,7 +21,8 @@ def write_replay(
     """Return replay examples to learn and held-out ones, taught by the base itself.
 
     Prompts, the built-in ones or a file's, are answered by the base; a file's conversations are
-    read as they are. A tenth is held out and is the measure of forgetting.
+    read as they are. A tenth is held out and is the measure of forgetting; without replay to learn,
+    a few are written for that alone.
 
     Args:
         asked: decisions that are learnt; as many replay decisions are written as their share of
@@ -29,8 +30,6 @@ def write_replay(
         file: the person's own replay.
     """
     share = desk.config.replay
-    if not share:
-        return [], []
     wanted = max(round(asked * share / (1 - share)), FEWEST)
     found: list[Example] = []
     if file is None:
@@ -43,5 +42,7 @@ def write_replay(
     ]
     written = answers(desk, chats, "", "replay", progress)
     found += [Example(decision) for _, decision in written]
+    if not share:
+        return [], found
     spare = max(1, len(found) // 10) if len(found) > 1 else 0
     return found[spare:], found[:spare]
