@@ -105,6 +105,23 @@ WORDS: dict[str, str] = {
     ),
     "passes": "How often the lesson is gone through.",
     "tokens": "The length of each lesson reply, in tokens.",
+    "tier": (
+        "How far back a decision's gradient goes. A frozen context costs least, and longer ones all "
+        "the less."
+    ),
+    "reuse": (
+        "A frozen context may be read once and used in many steps; it is read again before it is "
+        "stale by more than 5 %."
+    ),
+    "keep": "Which step's weights become the result; the last are called by its name and -last.",
+    "rank": "Of APOLLO's view of each gradient. Less takes less memory.",
+    "batch": "Decisions of one step; ordinary text comes on top.",
+    "held_out_every": "Steps between measurements on what is never learnt.",
+    "patience": (
+        "Measurements in a row without improvement after which training stops; 0 goes to the end."
+    ),
+    "recompute": "Less memory, slower.",
+    "recorded": "On a GPU, steps of a few shapes are recorded and replayed: faster where many.",
     "compare prompts": "One prompt a line; each is answered by all three.",
     "compare dose": (
         "The dose of the steered column. Empty is the dose that the task was trained at."

@@ -30,11 +30,13 @@ from ui.tabs import verify
 from ui.tabs.extract import pairs
 from ui.tabs.steer import chat, reload
 from ui.tabs.steer import fields as steer_fields
+from ui.tabs.train.finer import finer_of
 from vectors.errors import ContrastSetError, EngineFailed, GrammarError, InputError
 from vectors.types import SteeringVector
 from workbench.engines.base import LoraReceipt, Receipt, Reply
 from workbench.runs.record import RunRecord, RunState, read_run, write_json
 from workbench.service import Workbench
+from workbench.train.config import TrainConfig
 from workbench.verify.verify import DOSES
 
 EVIL = "<img src=x onerror=alert(1)>\"'&"
@@ -326,6 +328,9 @@ def test_a_failure_of_ours_shows_no_traceback(caplog: pytest.LogCaptureFixture) 
     assert "secret" not in box["value"] and "secret" in caplog.text
 
 
+FINER = ["auto", "off", "both", 256, 6, 10, 0, False, False]
+
+
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [
@@ -338,30 +343,107 @@ def test_a_failure_of_ours_shows_no_traceback(caplog: pytest.LogCaptureFixture) 
         ("verify", ["nothing-there", 19, ""], "nothing-there"),
         (
             "train",
-            [None, "", "", True, "apollo", "soft", 0.25, "1e-4", 8, 1, 8, 0],
+            [None, "", "", True, "apollo", "soft", 0.25, "1e-4", 8, 1, 8, 0, *FINER],
             "Choose a steering",
         ),
-        ("train", ["v", "", "", True, "apollo", "soft", 0.25, "", 8, 1, 8, 0], "learning rate"),
-        ("train", ["v", "", "", True, "apollo", "soft", 0.25, "1e-5", 8, None, 8, 0], "passes"),
         (
             "train",
-            ["v", "", "lots", True, "apollo", "soft", 0.25, "1e-5", 8, 1, 8, 0],
+            ["v", "", "", True, "apollo", "soft", 0.25, "", 8, 1, 8, 0, *FINER],
+            "learning rate",
+        ),
+        (
+            "train",
+            ["v", "", "", True, "apollo", "soft", 0.25, "1e-5", 8, None, 8, 0, *FINER],
+            "passes",
+        ),
+        (
+            "train",
+            ["v", "", "lots", True, "apollo", "soft", 0.25, "1e-5", 8, 1, 8, 0, *FINER],
             "must be a number",
         ),
         (
             "learn",
-            ["chat", "", None, "", "brief", "positive", "apollo", "soft", 0, "1e-4", 8, 1, 8, 0],
+            [
+                "chat",
+                "",
+                None,
+                "",
+                "brief",
+                "positive",
+                "apollo",
+                "soft",
+                0,
+                "1e-4",
+                8,
+                1,
+                8,
+                0,
+                *FINER,
+            ],
             "Choose a file first.",
         ),
         (
             "learn",
-            ["side", "", None, "", None, "positive", "apollo", "soft", 0, "1e-4", 8, 1, 8, 0],
+            [
+                "side",
+                "",
+                None,
+                "",
+                None,
+                "positive",
+                "apollo",
+                "soft",
+                0,
+                "1e-4",
+                8,
+                1,
+                8,
+                0,
+                *FINER,
+            ],
             "Choose a contrast set",
         ),
         (
             "learn",
-            ["side", "", None, "", "brief", "negative", "apollo", "soft", 0, "", 8, 1, 8, 0],
+            [
+                "side",
+                "",
+                None,
+                "",
+                "brief",
+                "negative",
+                "apollo",
+                "soft",
+                0,
+                "",
+                8,
+                1,
+                8,
+                0,
+                *FINER,
+            ],
             "Give a learning rate",
+        ),
+        (
+            "train",
+            [
+                "v",
+                "",
+                "",
+                True,
+                "apollo",
+                "soft",
+                0.25,
+                "1e-5",
+                8,
+                1,
+                8,
+                0,
+                *FINER[:3],
+                None,
+                *FINER[4:],
+            ],
+            "Give a number for ",
         ),
         ("compare", ["", "v", None, "", 8, 0, 0], "Choose a trained result"),
         ("compare", ["", None, "t", "", 8, 0, 0], "Choose a steering vector"),
@@ -561,6 +643,32 @@ def test_the_result_of_learning_is_drawn(page: Any, session: Session) -> None:
     found |= {"log_prob": {}, "recovered": None}
     write_json(view.folder / "result.json", found)
     assert "nothing was measured" in loads(page, "learn")()[-7]
+
+
+def test_finer_settings_become_parameters() -> None:
+    found = finer_of("2", "host", "last", 64, 8.0, 5, 3, True, False)
+    assert found["tier"] == 2 and found["batch"] == 8 and found["recompute"] is True
+    assert TrainConfig.parse(found).keep == "last"
+    assert TrainConfig.parse(finer_of(*FINER)) == TrainConfig()
+
+
+def test_a_training_under_way_shows_memory_and_stale_contexts(page: Any, session: Session) -> None:
+    view = a_run(session.wb, "train", "cancelled")
+    events = [
+        {"kind": "step", "step": n, "steps": 9, "loss": 1.0, "memory": 2_500_000_000}
+        for n in (1, 2)
+    ] + [
+        {"kind": "contexts", "step": 1, "read": 4, "reused": 0, "refreshed": 0, "staleness": None,
+         "interval": 16},
+        {"kind": "contexts", "step": 2, "read": 0, "reused": 3, "refreshed": 1, "staleness": 0.0123,
+         "interval": 8},
+        {"kind": "held_out", "step": 2, "loss": 1.0, "general": 2.0, "changed_share": 0.25},
+    ]  # fmt: skip
+    (view.folder / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    now, *_, held_out = loads(page, "train")()[-9:]
+    assert "2.50 GB" in now and "4 read, 3 reused, 1 refreshed" in now
+    assert "1.2% at the last refresh; due after 8 steps" in now
+    assert held_out == [["2", "1", "2", "25%"]]
 
 
 def test_data_is_kept_for_a_run_to_read_again(session: Session) -> None:

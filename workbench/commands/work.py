@@ -103,6 +103,12 @@ def train(
     reuse: Annotated[
         str, typer.Option(help="Keep contexts that were read: off, device, host or disk.")
     ] = "off",
+    refresh_every: Annotated[
+        int, typer.Option(help="Steps after which a kept context is read again, to begin with.")
+    ] = 16,
+    staleness: Annotated[
+        float, typer.Option(help="Relative difference to a fresh context that is tolerated.")
+    ] = 0.05,
     recorded: Annotated[
         bool,
         typer.Option(help="Pad steps to a few shapes that a GPU records and replays: faster."),
@@ -110,12 +116,20 @@ def train(
     recompute: Annotated[
         bool, typer.Option(help="Recompute layers in the backward pass: less memory, slower.")
     ] = False,
+    rank: Annotated[int, typer.Option(help="Of APOLLO's view of each gradient.")] = 256,
+    batch: Annotated[int, typer.Option(help="Decisions of one step; replay comes on top.")] = 6,
+    held_out_every: Annotated[
+        int, typer.Option(help="Steps between measurements on held-out decisions.")
+    ] = 10,
+    checkpoint_every: Annotated[
+        int, typer.Option(help="Steps between saves that a killed run goes on from.")
+    ] = 20,
     patience: Annotated[
         int, typer.Option(help="Stop after so many held-out measurements without improvement.")
     ] = 0,
     keep: Annotated[
-        str, typer.Option(help="Which weights to keep: best on held-out decisions, or last.")
-    ] = "best",
+        str, typer.Option(help="Which weights to keep: best on held-out decisions, last, or both.")
+    ] = "both",
     seed: Seed = 0,
     detach: Detach = False,
 ) -> None:
@@ -123,7 +137,9 @@ def train(
     options: dict[str, Any] = {"name": name, "tokens": tokens, "seed": seed, "keep": keep}
     options["tier"] = int(tier) if tier.isdecimal() else tier
     options |= {"reuse": reuse, "recompute": recompute, "patience": patience}
-    options["recorded"] = recorded
+    options |= {"refresh_every": refresh_every, "staleness": staleness, "recorded": recorded}
+    options |= {"rank": rank, "batch": batch}
+    options |= {"held_out_every": held_out_every, "checkpoint_every": checkpoint_every}
     options |= {"optimizer": optimizer, "targets": targets, "replay": replay, "passes": passes}
     options |= {"learning_rate": learning_rate, "prompts": prompts}
     own = {"data": data, "instructions": strip_instructions, "contrast": contrast}

@@ -8,13 +8,13 @@ from typing import Any
 import gradio as gr
 
 from ui.charts import learning
-from ui.markup import facts, note, number, seconds
+from ui.markup import facts, note, number, seconds, size
 
 __all__ = ["MARGINS", "drawn", "lay_result", "share", "show"]
 
 MARGINS = ["", "base", "steered", "trained"]
 STEPS = ["step", "loss", "gradient norm", "learning rate", "tokens a second"]
-HELD_OUT = ["step", "held-out loss", "loss on ordinary text"]
+HELD_OUT = ["step", "held-out loss", "loss on ordinary text", "weights changed"]
 MOST_ROWS = 400
 MOSTLY = 0.5
 """The share recovered from which a training counts as having worked."""
@@ -55,7 +55,7 @@ def drawn(
     held_out = [event for event in events if event.get("kind") == "held_out"]
     done = view.state.state == "done" and bool(found)
     return (
-        _now(steps),
+        _now(steps, [event for event in events if event.get("kind") == "contexts"]),
         gr.update(visible=done),
         sentence(found) if done else "",
         table(found) if done else [],
@@ -71,7 +71,12 @@ def drawn(
             for row in steps[-MOST_ROWS:]
         ],
         [
-            [str(row["step"]), number(row.get("loss")), number(row.get("general"))]
+            [
+                str(row["step"]),
+                number(row.get("loss")),
+                number(row.get("general")),
+                share(row.get("changed_share")),
+            ]
             for row in held_out
         ],
     )
@@ -83,10 +88,11 @@ def _once(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(newest.values(), key=lambda event: event.get("step") or 0)
 
 
-def _now(steps: list[dict[str, Any]]) -> str:
+def _now(steps: list[dict[str, Any]], contexts: list[dict[str, Any]]) -> str:
     if not steps:
         return ""
     last = steps[-1]
+    memory = last.get("memory")
     return facts(
         {
             "step": f"{last['step']} of {last['steps']}",
@@ -94,13 +100,24 @@ def _now(steps: list[dict[str, Any]]) -> str:
             "gradient norm": number(last.get("gradient_norm")),
             "learning rate": number(last.get("learning_rate")),
             "speed": f"{number(last.get('tokens_per_second'))} tokens a second",
+            **({"memory": size(memory)} if memory else {}),
+            **(_kept_contexts(contexts) if contexts else {}),
         }
     )
 
 
-def share(value: Any) -> str:
+def _kept_contexts(contexts: list[dict[str, Any]]) -> dict[str, str]:
+    """How often kept contexts were used, and how far the newest to be read again had gone stale."""
+    counts = {word: sum(row[word] for row in contexts) for word in ("read", "reused", "refreshed")}
+    used = ", ".join(f"{count} {word}" for word, count in counts.items())
+    stale = [row["staleness"] for row in contexts if row.get("staleness") is not None]
+    words = f"{share(stale[-1], 1)} at the last refresh" if stale else "not measured yet"
+    return {"contexts": used, "staleness": f"{words}; due after {contexts[-1]['interval']} steps"}
+
+
+def share(value: Any, digits: int = 0) -> str:
     """A share in per cent, for people."""
-    return f"{value:.0%}" if isinstance(value, int | float) else "an unknown share"
+    return f"{value:.{digits}%}" if isinstance(value, int | float) else "an unknown share"
 
 
 def _sentence(found: dict[str, Any]) -> str:
@@ -131,6 +148,7 @@ def _summary(found: dict[str, Any]) -> str:
             "decisions learnt": found["decisions"],
             "weights changed": share(found["changed_share"]),
             "digest": found["digest"][:12],
+            **_steps(found),
             "took": seconds(found["seconds"]),
             **{
                 f"of that, {name}": seconds(value)
@@ -139,3 +157,12 @@ def _summary(found: dict[str, Any]) -> str:
             },
         }
     )
+
+
+def _steps(found: dict[str, Any]) -> dict[str, str]:
+    """Which step's weights these are, and where those of the last step are."""
+    steps = found.get("steps")
+    if not steps:
+        return {}
+    rows = {"weights of step": f"{steps['kept_step']} of {steps['steps']}"}
+    return {**rows, "the last step's": found["last"]} if found.get("last") else rows

@@ -9,9 +9,17 @@ import gradio as gr
 from ui.choices import need_vector
 from ui.forms import as_number, typed
 from ui.help import help_for
+from ui.tabs.train.finer import finer_of, lay_finer
 from vectors.errors import InputError
 
 __all__ = ["lay_settings", "name_of_result", "parameters", "settings_of"]
+
+NUMBERS = {
+    "prompts": ("Prompts", 150, 8),
+    "passes": ("Passes", 1, 1),
+    "tokens": ("Tokens a reply", 48, 4),
+    "seed": ("Seed", 0, 0),
+}
 
 
 def name_of_result(kind: str, usual: str) -> gr.Textbox:
@@ -74,18 +82,14 @@ def lay_settings(kind: str, written: str) -> tuple[gr.Accordion, list[Any]]:
                     info=help_for(written if word == "prompts" else word),
                     elem_id=f"{kind}-{word}",
                 )
-                for word, label, value, least in (
-                    ("prompts", "Prompts", 150, 8),
-                    ("passes", "Passes", 1, 1),
-                    ("tokens", "Tokens a reply", 48, 4),
-                    ("seed", "Seed", 0, 0),
-                )
+                for word, (label, value, least) in NUMBERS.items()
             ]
-    return room, [optimizer, targets, replay, rate, *numbers]
+        finer = lay_finer(kind)
+    return room, [optimizer, targets, replay, rate, *numbers, *finer]
 
 
 def settings_of(
-    optimizer: str, targets: str, replay: float, rate: str, *numbers: float | None
+    optimizer: str, targets: str, replay: float, rate: str, *more: Any
 ) -> dict[str, Any]:
     """What the fields of `lay_settings` say, as parameters of a run.
 
@@ -95,7 +99,8 @@ def settings_of(
     learning_rate = as_number(rate, "learning rate")
     if learning_rate is None:
         raise InputError("Give a learning rate; 1e-4 is a good start.")
-    named = dict(zip(("prompts", "passes", "tokens", "seed"), numbers, strict=True))
+    numbers, finer = more[: len(NUMBERS)], more[len(NUMBERS) :]
+    named = dict(zip(NUMBERS, numbers, strict=True))
     missing = next((word for word, value in named.items() if value is None), None)
     if missing:
         raise InputError(f"Give a number for the {missing}.")
@@ -105,6 +110,7 @@ def settings_of(
         "replay": float(replay),
         "learning_rate": learning_rate,
         **{word: int(value) for word, value in named.items() if value is not None},
+        **finer_of(*finer),
     }
 
 
