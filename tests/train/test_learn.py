@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from vectors.errors import EngineFailed, InputError, PromptTooLong
+from vectors.errors import EngineFailed, InputError, NameNotFound, PromptTooLong
 from workbench.models.loading import load_tokenizer
 from workbench.runs.learn import learn_run
 from workbench.runs.parameters import checked
@@ -85,10 +85,34 @@ def test_a_chat_file_is_learnt_and_measured(wb, tmp_path):
     assert not list((tmp_path / "run").glob("words.*")), "what was kept for resuming is dropped"
 
 
-def test_without_replay_nothing_general_is_learnt(wb, tmp_path):
+def test_without_replay_nothing_general_is_learnt_and_yet_forgetting_is_measured(wb, tmp_path):
     result, _ = learn(wb, tmp_path / "run", name="bare", data=chats(tmp_path, 3), replay=0)
     assert result["decisions"] == 3 and result["log_prob"] == {}
-    assert result["held_out_loss"] == []
+    before, after = result["held_out_loss"]
+    assert before["steered"] is None and after["steered"] is None
+    assert after["general"] > before["general"] > 0
+
+
+def test_the_last_weights_are_kept_beside_better_ones(wb, tmp_path):
+    options = {"passes": 8, "learning_rate": 2e-2, "held_out_every": 1, "replay": 0}
+    result, events = learn(wb, tmp_path / "run", name="overdone", data=chats(tmp_path), **options)
+    losses = [event["loss"] for event in events if event["kind"] == "held_out"]
+    assert result["steps"]["kept_step"] < result["steps"]["steps"], "nothing to choose between"
+    assert result["last"] == "overdone-last@1"
+    best, last = wb.library.get("overdone"), wb.library.get("overdone-last")
+    assert best.digest != last.digest
+    assert best.info["kept_step"] == result["steps"]["kept_step"]
+    assert last.info["kept_step"] == last.info["steps"] == result["steps"]["steps"]
+    assert min(losses) == losses[best.info["kept_step"] - 1]
+
+
+def test_only_what_is_asked_for_is_kept(wb, tmp_path):
+    options = {"passes": 8, "learning_rate": 2e-2, "held_out_every": 1, "replay": 0}
+    options["keep"] = "best"
+    result, _ = learn(wb, tmp_path / "run", name="alone", data=chats(tmp_path), **options)
+    assert result["last"] is None and result["steps"]["kept_step"] < result["steps"]["steps"]
+    with pytest.raises(NameNotFound):
+        wb.library.get("alone-last")
 
 
 def test_replay_comes_from_a_file(wb, tmp_path):

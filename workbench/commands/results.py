@@ -111,6 +111,8 @@ def _taken(out: Console, r: Result) -> None:
     steps = r["steps"]
     out.print(f"Tier {r['tier']['tier']}: {r['tier']['why']}.", soft_wrap=True)
     out.print(f"{steps['steps']} steps; the weights are those of step {steps['kept_step']}.")
+    if r.get("last"):
+        out.print(f"Those of the last step are kept as {r['last']}.")
 
 
 def _gradients(out: Console, r: Result) -> None:

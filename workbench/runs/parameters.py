@@ -19,6 +19,7 @@ from workbench.search.between import Over, parse_between, revisions_between
 from workbench.search.names import called, name_of
 from workbench.search.ways import COEFFICIENTS, Way, check_points
 from workbench.service import Workbench, check_engine
+from workbench.train.config import last_name
 
 __all__ = ["KINDS", "checked"]
 
@@ -115,7 +116,7 @@ class _Training(_Parameters):
     held_out_every: int = Field(10, ge=1, le=100_000)
     checkpoint_every: int = Field(20, ge=1, le=100_000)
     patience: int = Field(0, ge=0, le=1000)
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["best", "last", "both"] = "both"
 
 
 class Train(_Training):
@@ -236,10 +237,8 @@ def checked(kind: str, parameters: Mapping[str, Any], workbench: Workbench) -> d
             _must_fit(asked, {asked.vector: VECTOR}, workbench)
         case Train():
             _must_fit(asked, {asked.vector: VECTOR}, workbench)
-            _must_be_free(asked.name, TASK[:1], workbench)
         case Learn():
             found.update(_data(asked, workbench))
-            _must_be_free(asked.name, TASK[:1], workbench)
         case Gradients():
             found["contrast"] = _contrast(asked.contrast, workbench)
             if workbench.contrast.get(asked.contrast).by_instruction:
@@ -255,6 +254,9 @@ def checked(kind: str, parameters: Mapping[str, Any], workbench: Workbench) -> d
             found["behaviour"] = _bisect(asked, workbench)
         case Compare():
             _must_fit(asked, {asked.vector: VECTOR, asked.task: TASK}, workbench)
+    if isinstance(asked, _Training):
+        for name in [asked.name, *([last_name(asked.name)] if asked.keep == "both" else [])]:
+            _must_be_free(name, TASK[:1], workbench)
     return found
 
 

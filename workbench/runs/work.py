@@ -261,6 +261,7 @@ def baked_json(baked: Baked) -> dict[str, Any]:
         "decisions": baked.decisions,
         "tier": baked.tier,
         "steps": baked.steps,
+        "last": None if baked.last is None else f"{baked.last.name}@{baked.last.revision}",
         "times": baked.times,
         "seconds": sum(baked.times.values()),
     }

@@ -24,11 +24,12 @@ from workbench.engines.base import Engine
 from workbench.models.catalog import Model
 from workbench.models.loading import LoadedModel, load_model
 from workbench.runs.process import Progress
-from workbench.settings import WINDOW, package_version
+from workbench.settings import WINDOW
 from workbench.train.answers import Desk
 from workbench.train.batches import Decision, check_decisions
-from workbench.train.config import TrainConfig
+from workbench.train.config import TrainConfig, last_name
 from workbench.train.examples import Example, teach
+from workbench.train.keeping import Keeper
 from workbench.train.kept import Kept, Prepared
 from workbench.train.lesson import Lesson
 from workbench.train.loop import StepRecord, TrainResult, train
@@ -45,12 +46,14 @@ __all__ = ["Baked", "bake"]
 class Baked:
     """A task vector in the library, and how it came to be.
 
+    `last` are the last step's weights, kept beside those of a better one.
     `kept` are the files that a resumed run goes on from; whoever has measured drops them.
     `exam` are the held-out decisions that are to be learnt, as examples with their teacher's
     contexts; `tier` says which tier was taken and why, `steps` which step's weights these are.
     """
 
     entry: Entry
+    last: Entry | None
     changed_share: float
     decisions: int
     held_out: list[dict[str, float | None]]
@@ -112,28 +115,20 @@ def bake(
     times["training"], clock = time.monotonic() - clock, time.monotonic()
 
     progress(0.96, "keeping the task vector")
-    before, tuned = stored.before_and_after(result.weights, base, config.seed)
-    changed = sum(int((tuned[k] != before[k]).sum()) for k in tuned)
-    share = changed / sum(t.numel() for t in before.values())
     decisions = prepared.learnt.decisions
-    entry = library.save_task(
-        name,
-        info.base,
-        before,
-        tuned,
-        info={
+    keeper = Keeper(
+        library,
+        info,
+        stored,
+        base,
+        config.seed,
+        about={
             **plan["about"],
-            "model": info.name,
             "decisions": len(decisions),
             "tokens": tokens,
             "config": config.model_dump(),
             "tier": {"tier": plan["tier"], "why": plan["why"]},
             "steps": result.steps,
-            "kept_step": result.kept_step,
-            "changed_share": share,
-            "versions": {
-                x: package_version(x) for x in ("torch", "transformers", "steering-workbench")
-            },
             **provenance,
         },
         files={
@@ -142,6 +137,10 @@ def bake(
         },
         parents=parents,
     )
+    last = None
+    if result.last_weights:
+        last, _ = keeper.keep(last_name(name), result.last_weights, result.steps)
+    entry, share = keeper.keep(name, result.weights, result.kept_step)
     times["keeping"] = time.monotonic() - clock
     losses = [
         {"steered": x.steered, "general": x.general}
@@ -150,6 +149,7 @@ def bake(
     ]
     return Baked(
         entry,
+        last,
         share,
         len(decisions),
         losses,

@@ -8,8 +8,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vectors.errors import InputError
+from vectors.grammar import NAME_LENGTH
 
-__all__ = ["TrainConfig"]
+__all__ = ["TrainConfig", "last_name"]
+
+LAST = "-last"
+
+
+def last_name(name: str) -> str:
+    """What the last step's weights are called where those of a better one are called `name`."""
+    return f"{name[: NAME_LENGTH - len(LAST)]}{LAST}"
 
 
 class TrainConfig(BaseModel):
@@ -40,7 +48,8 @@ class TrainConfig(BaseModel):
             again then, so that a run that goes on from there is the same to the bit.
         patience: measurements on held-out decisions without improvement after which training stops;
             0 never stops early.
-        keep: which weights become the result: "best" on held-out decisions, or "last".
+        keep: which weights become the result: the "best" on held-out decisions, the "last", or "both":
+            the best are the result, and the last are kept beside them where they are others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -65,7 +74,7 @@ class TrainConfig(BaseModel):
     held_out_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(20, ge=1)
     patience: int = Field(0, ge=0, le=1000)
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["best", "last", "both"] = "both"
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> TrainConfig:

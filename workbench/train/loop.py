@@ -74,6 +74,7 @@ class TrainResult:
         before, after: held-out losses of the base and of `weights`, where asked for.
         last: held-out loss after the last step.
         kept_step: the step whose weights these are.
+        last_weights: those of the last step, in main memory, where both are kept and they are others.
         tier: the one that was used.
     """
 
@@ -85,6 +86,7 @@ class TrainResult:
     last: HeldOutLoss | None
     kept_step: int
     tier: int
+    last_weights: dict[str, Tensor]
 
 
 def train(
@@ -133,7 +135,7 @@ def train(
         optimizer = make_optimizer(weights.values(), config)
         store = _store(config, tier, contexts, stack)
         recorded = _recorded(config, tier, model, weights.values(), optimizer)
-        best = Best(config.patience, keep=config.keep == "best" and exam is not None)
+        best = Best(config.patience, keep=config.keep != "last" and exam is not None)
         identity = _identity(lesson, config, tier)
         done, before, last = 0, None, None
         if checkpoint is not None and checkpoint.exists():
@@ -195,17 +197,19 @@ def train(
                     }
                     other = best.weights if best.step != step else None
                     save_checkpoint(checkpoint, weights, optimizer, step, identity, notes, other)
-        after, kept_step = None, step
+        after, kept_step, last_weights = None, step, {}
         if exam is not None:
             last = after = held_out_loss(model, exam, config, tier)
             best.see(step, last, weights)
             if best.weights and best.step != step:
+                if config.keep == "both":
+                    last_weights = {n: w.detach().to("cpu", copy=True) for n, w in weights.items()}
                 best.restore(weights)
                 kept_step = best.step
                 after = held_out_loss(model, exam, config, tier)
         trained = {name: parameter.detach() for name, parameter in weights.items()}
     seconds = time.monotonic() - began
-    return TrainResult(trained, step, seconds, before, after, last, kept_step, tier)
+    return TrainResult(trained, step, seconds, before, after, last, kept_step, tier, last_weights)
 
 
 def _store(
