@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from vectors.errors import InputError
 from vectors.steering.controls import random_direction
 from vectors.store import Library
 from vectors.types import SteeringVector
 from workbench.engines.vllm.offline import offline_environment
+from workbench.engines.vllm.settings import BASE, LIBRARY, library_and_base
 from workbench.models.catalog import find_model
 from workbench.settings import Home
 
@@ -108,3 +110,11 @@ def test_the_environment_is_what_the_plugin_reads(tmp_path):
         "WORKBENCH_LIBRARY": str(tmp_path),
         "VLLM_PLUGINS": "workbench_steering",
     }
+
+
+@pytest.mark.parametrize(("given", "lacking"), [(BASE, LIBRARY), (LIBRARY, BASE)])
+def test_one_setting_without_the_other_is_told_by_name(monkeypatch, given, lacking):
+    monkeypatch.delenv(lacking, raising=False)
+    monkeypatch.setenv(given, "x")
+    with pytest.raises(InputError, match=f"and {lacking} is not; take both"):
+        library_and_base()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from workbench.engines.vllm.capture.captures import Captures
 from workbench.engines.vllm.capture.table import CaptureTable
 from workbench.engines.vllm.edit import EditTable
 from workbench.engines.vllm.rows import RowBank
-from workbench.engines.vllm.settings import LIBRARY, Settings
+from workbench.engines.vllm.settings import Settings, library_and_base
 from workbench.engines.vllm.steering import Steering
 from workbench.engines.vllm.tokens import Expand
 from workbench.engines.vllm.versions import check_settings
@@ -62,7 +60,7 @@ def attach_steering(model: Any, config: Any, device: torch.device) -> Steering:
         )
         capture.attach(layers, sums)
         captures = Captures(sums, slots, expand)
-    library = Library(Path(os.environ[LIBRARY]))
+    library = Library(library_and_base()[0])
     bank = RowBank(table, library.vector_by_digest)
     agree = _agreement(config.parallel_config)
     return Steering(table, bank, slots, expand, captures, agree)

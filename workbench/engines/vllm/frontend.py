@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-from pathlib import Path
 from typing import Any
 
 from vectors.errors import GrammarError, WorkbenchError
@@ -19,10 +17,10 @@ from workbench.engines.vllm.capture.frontend import check_engine
 from workbench.engines.vllm.capture.spec import CAPTURE, PROJECT
 from workbench.engines.vllm.lora import check_folder
 from workbench.engines.vllm.resolver import Resolver, shape_of
-from workbench.engines.vllm.settings import BASE, LIBRARY, Settings
+from workbench.engines.vllm.settings import Settings, library_and_base
 from workbench.engines.vllm.spec import STEER, Resolved, receipt_id
 
-__all__ = ["LIBRARY", "install"]
+__all__ = ["install"]
 
 
 def install() -> None:
@@ -33,7 +31,8 @@ def install() -> None:
     original = InputProcessor.process_inputs
     if getattr(original, "workbench", False):
         return
-    resolve = Resolver(Library(Path(os.environ[LIBRARY])), os.environ[BASE])
+    library, base = library_and_base()
+    resolve = Resolver(Library(library), base)
     settings = Settings.of_environment()
     beam.refuse()
 

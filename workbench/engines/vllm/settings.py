@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from vectors.errors import InputError
 from workbench.engines.vllm.gpu import has_cuda
@@ -23,6 +24,7 @@ __all__ = [
     "ROWS",
     "LoraSlots",
     "Settings",
+    "library_and_base",
 ]
 
 LIBRARY = "WORKBENCH_LIBRARY"
@@ -51,6 +53,21 @@ HELD = (
 LoRAs on the head, vLLM's CPU runner ends when a batch asks for log-probabilities of prompts."""
 PROJECTING = 32
 DEFAULT_ROWS = 512
+
+
+def library_and_base() -> tuple[Path, str]:
+    """Read `WORKBENCH_LIBRARY` and `WORKBENCH_BASE`: where vectors are found, and for which model.
+
+    Raises:
+        InputError: one of them is not set.
+    """
+    library, base = os.environ.get(LIBRARY, ""), os.environ.get(BASE, "")
+    if not library or not base:
+        raise InputError(
+            f"The engine steers where {LIBRARY} and {BASE} are set, and {BASE if library else LIBRARY} "
+            "is not; take both from workbench.engines.vllm.offline.offline_environment, or unset both."
+        )
+    return Path(library), base
 
 
 @dataclass(frozen=True)

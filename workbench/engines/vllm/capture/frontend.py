@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vectors.errors import BackendUnavailable, GrammarError, WorkbenchError
@@ -23,7 +22,7 @@ from workbench.engines.vllm.capture.spec import (
     parse_projected,
 )
 from workbench.engines.vllm.resolver import Resolver, check_shape, shape_of
-from workbench.engines.vllm.settings import BASE, LIBRARY, Settings
+from workbench.engines.vllm.settings import BASE, Settings, library_and_base
 from workbench.engines.vllm.spec import check_vector
 
 __all__ = ["check_engine", "install"]
@@ -38,7 +37,8 @@ def install() -> None:
     if getattr(original, "workbench_captures", False):
         return
     settings = Settings.of_environment()
-    resolver = Resolver(Library(Path(os.environ[LIBRARY])), os.environ[BASE])
+    library, base = library_and_base()
+    resolver = Resolver(Library(library), base)
 
     @functools.wraps(original)
     def process_inputs(
