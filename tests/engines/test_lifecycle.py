@@ -94,6 +94,8 @@ def test_shared_then_its_death_is_told_then_started_again(home, tiny_folder):
         directions = {b: random_direction(model.width, b) for b in range(4)}
         vector = SteeringVector(model.base, directions, dict.fromkeys(directions, 8.0), 2)
         first.library.save_vector("north", vector)
+        # Looked for beforehand: replies of so small a model are soon over.
+        victim = max(of_home(home), key=lambda p: p.memory_info().rss)
         # A batch of which every second one is steered, each with a dose of its own; all are open.
         steers = [f"north={n / 10}" if n % 2 else "" for n in range(6)]
         streams = [engine.stream(dataclasses.replace(request, steer=s)) for s in steers]
@@ -102,7 +104,6 @@ def test_shared_then_its_death_is_told_then_started_again(home, tiny_folder):
         whole = dataclasses.replace(request, steer="north=1")
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(engine.generate, [whole])
-            victim = max(of_home(home), key=lambda p: p.memory_info().rss)
             victim.kill()
             with pytest.raises(EngineFailed, match=LOST):
                 waiting.result(60)
