@@ -6,24 +6,19 @@ the CPU runs all that are named here: none is left out.
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
-from contextlib import ExitStack
 
 import pytest
 import torch
 from tests_support.offline import environment
+from tests_support.reference import reference_of
 from tests_support.tiny import make_family
-from transformers import AutoModelForCausalLM
 
 from vectors.steering.controls import random_direction
-from vectors.steering.operators import apply_edit, combine, edit_of
 from vectors.store import Library
 from vectors.types import SteeringVector
-from workbench.engines.vllm.spec import resolve_request
-from workbench.models.blocks import decoder_blocks
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -93,47 +88,7 @@ def answers(folders, library, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(folders, library):
-    """Each token's log-probability, and the residual stream behind every block `[L, T, D]`, in
-    transformers, its decoder layers steered by hooks."""
-
-    @functools.cache
-    def model(kind, dtype):
-        return AutoModelForCausalLM.from_pretrained(folders[kind], dtype=dtype).eval()
-
-    def run(kind, ids, steer, start=0, dtype=torch.float32):
-        resolved = resolve_request(steer, library, BASE) if steer else None
-        layers = decoder_blocks(model(kind, dtype))
-        by_block = {}
-        for i in resolved.injections if resolved else ():
-            vector = library.vector_by_digest(i.vector)
-            args = vector.directions[i.block], vector.mean_norms[i.block], i.dose
-            by_block.setdefault(i.block, []).append(edit_of(i.operator, *args))
-        start = max(start, resolved.start if resolved else 0)
-
-        def edited(edit):
-            def hook(module, inputs, output):
-                h_1TD = output[0] if isinstance(output, tuple) else output
-                h_1TD = h_1TD.clone()
-                h_1TD[0, start:] = apply_edit(h_1TD[0, start:], edit)
-                return (h_1TD, *output[1:]) if isinstance(output, tuple) else h_1TD
-
-            return hook
-
-        streams = []
-
-        def read(module, inputs, output):
-            streams.append((output[0] if isinstance(output, tuple) else output)[0])
-
-        with ExitStack() as stack, torch.no_grad():
-            for block, edits in by_block.items():
-                hook = layers[block].register_forward_hook(edited(combine(edits)))
-                stack.callback(hook.remove)
-            for layer in layers:
-                stack.callback(layer.register_forward_hook(read).remove)
-            logits_TV = model(kind, dtype)(torch.tensor([ids])).logits[0]
-        return logits_TV.log_softmax(-1), torch.stack(streams).float()
-
-    return run
+    return reference_of(folders, library, BASE)
 
 
 def score(found):
