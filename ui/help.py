@@ -121,7 +121,7 @@ WORDS: dict[str, str] = {
         "Measurements in a row without improvement after which training stops; 0 goes to the end."
     ),
     "recompute": "Less memory, slower.",
-    "recorded": "On a GPU, steps of a few shapes are recorded and replayed: faster where many.",
+    "recorded": "On a GPU, steps of a few shapes are recorded and replayed: faster where there are many.",
     "compare prompts": "One prompt a line; each is answered by all three.",
     "compare dose": (
         "The dose of the steered column. Empty is the dose that the task was trained at."

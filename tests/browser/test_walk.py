@@ -360,10 +360,13 @@ def test_train(page: Any) -> None:
     unfold(page, "train-settings")
     for field, count in (("prompts", "8"), ("tokens", "6")):
         fill(page, f"train-{field}", count)
+    unfold(page, "train-finer")
+    fill(page, "train-rank", "16")
     begin(page, "train")
     ended(page, "train")
     says(page, "train-sentence", "recover")
     expect(page.locator("#train-margins")).to_contain_text("margin")
+    expect(page.locator("#train-now")).to_contain_text("memory")
     expect(page.locator("#train-chart .main-svg").first).to_be_visible()
 
 
