@@ -168,15 +168,17 @@ def test_json_after_two_dashes_is_text(workbench: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((4, None, None, None), "without --lora-slots 4; stop it"),
-        ((2, 600, "add", False), "without --rows 600; stop it"),
-        ((None, None, "all", True), "without --operators all and --capture; stop it"),
-        ((2, 512, "add", False), ""),
-        ((None, None, None, None), ""),
+        ((None, 4, None, None, None, None), "without --lora-slots 4; stop it"),
+        ((4096, 2, 64, 600, "add", False), "without --rows 600; stop it"),
+        ((8000, None, 128, None, None, None), "without --window 8000 and --lora-rank 128; stop it"),
+        ((None, None, None, None, "all", True), "without --operators all and --capture; stop it"),
+        ((4096, 2, 64, 512, "add", False), ""),
+        ((None,) * 6, ""),
     ],
 )
 def test_an_engine_that_runs_keeps_its_settings(given: Any, words: str) -> None:
     runs = {"lora": {"slots": 2, "rank": 64}, "rows": 512, "projecting": 0, "capture": False}
+    runs["window"] = 4096
     if not words:
         _check_running(runs, *given)
         return

@@ -35,7 +35,7 @@ def test_the_margins_are_the_workbenchs_own(searched_home: Any, tmp_path: Path) 
     with live.of(recipe):
         found = exam.take()
     engine = TransformersEngine(info, wb.library, wb.home)
-    bench = Bench(engine, load_tokenizer(info), contrast.held_out, (), info.served_window)
+    bench = Bench(engine, load_tokenizer(info), contrast.held_out, ())
     expected = bench.margins(weights=wb.weights("glad=0.5"))
     assert found.margins["cheerful"] == pytest.approx(expected, abs=2e-3)
     base = exam.take()

@@ -100,7 +100,7 @@ def serve(
     wb.start_engine(port)
     engine = session.engine()
     if not wb.owns_engine:
-        _check_running(engine.describe(), lora_slots, rows, operators, capture)
+        _check_running(engine.describe(), window, lora_slots, lora_rank, rows, operators, capture)
     where = wb.access()
     tested: Any = engine.describe() if selftest else {}
     session.answer(
@@ -121,13 +121,17 @@ def serve(
 
 def _check_running(
     has: Mapping[str, Any],
+    window: int | None,
     slots: int | None,
+    rank: int | None,
     rows: int | None,
     operators: Operators | None,
     capture: bool | None,
 ) -> None:
     """An engine that runs already keeps what it was started with."""
     lacking = {
+        f"--window {window}": has.get("window", 0) < (window or 0),
+        f"--lora-rank {rank}": has.get("lora", {}).get("rank", 0) < (rank or 0),
         f"--lora-slots {slots}": has.get("lora", {}).get("slots", 0) < (slots or 0),
         f"--rows {rows}": has.get("rows", 0) < (rows or 0),
         "--operators all": operators == "all" and not has.get("projecting"),

@@ -91,7 +91,7 @@ def sample(
     """A prompt and a reply to it.
 
     Raises:
-        PromptTooLong: together they do not fit the window.
+        PromptTooLong: together they leave no position of the window.
     """
     messages: Sequence[Message] = [{"role": "user", "content": prompt}]
     if system:
@@ -100,9 +100,9 @@ def sample(
         context_ids(tokenizer, messages),
         tuple(tokenizer(completion, add_special_tokens=False)["input_ids"]),
     )
-    if len(made) > window:
+    if len(made) >= window:
         raise PromptTooLong(
-            f"The prompt '{prompt[:40]}' and its reply have {len(made)} tokens, and the model's window "
-            f"holds {window}; shorten them."
+            f"The prompt '{prompt[:40]}' and its reply have {len(made)} tokens, and the window holds "
+            f"{window}, one of them free; shorten them, or start the engine with a longer window."
         )
     return made

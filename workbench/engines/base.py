@@ -140,6 +140,11 @@ class Engine(Protocol):
         """Digest of the base that it serves."""
         ...
 
+    @property
+    def window(self) -> int:
+        """Positions that a prompt and its reply have together; what is scored leaves one to a reply."""
+        ...
+
     def stream(self, request: Request, cancel: Cancel = ...) -> Iterator[str | Projections | Reply]:
         """Yield pieces of text, and the whole `Reply` last; where the request wants projections, also
         all `Projections` so far, whenever there are more of them."""

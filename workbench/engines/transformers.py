@@ -52,6 +52,11 @@ class TransformersEngine:
         """Digest of the base."""
         return self.info.base
 
+    @property
+    def window(self) -> int:
+        """As many positions as vLLM would be started with."""
+        return self.info.served_window
+
     def describe(self) -> Mapping[str, object]:
         """Name and version."""
         dtype = str(next(self._loaded.model.parameters()).dtype).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ from vectors.errors import RunFailed
 from workbench.compare.learnt import measure_learnt
 from workbench.data.chat import parse_chats
 from workbench.data.instructions import Instructed, read_instructions
-from workbench.engines.base import Engine
 from workbench.models.loading import load_tokenizer
 from workbench.runs import work
 from workbench.runs.process import Progress
@@ -28,18 +28,22 @@ def learn_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
     """Train the data in, keep the task vector, and measure what is held out."""
     source = source_of(workbench, p)
     replay = parse_chats(Path(p["replay_file"]), prompts=True) if p["replay_file"] else None
-    started: list[Engine] = []
+    pairs = source.contrast.held_out if isinstance(source, SideSource) else ()
 
-    def engine() -> Engine:
-        # Started when it is first needed: a chat file without replay needs none to be learnt.
-        if not started:
-            started.append(work.engine_of(workbench, progress))
-        return started[0]
+    @cache
+    def bench() -> Bench:
+        # Its engine is started when it is first needed: the data's own faults are told before.
+        engine = work.engine_of(workbench, progress)
+        neutral = read_prompts("neutral")[: work.NEUTRAL]
+        tokenizer = load_tokenizer(workbench.model())
+        found = Bench(engine, tokenizer, pairs, neutral, progress.cancelled)
+        found.check()
+        return found
 
     baked = bake(
         workbench.model(),
         workbench.library,
-        engine,
+        lambda: bench().engine,
         source,
         name=p["name"],
         prompts=p["prompts"],
@@ -53,18 +57,8 @@ def learn_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
         replay=replay,
     )
     progress(0.9, "measuring what was learnt")
-    info = workbench.model()
-    pairs = source.contrast.held_out if isinstance(source, SideSource) else ()
-    bench = Bench(
-        engine(),
-        load_tokenizer(info),
-        pairs,
-        read_prompts("neutral")[: work.NEUTRAL],
-        info.served_window,
-        progress.cancelled,
-    )
     measured = measure_learnt(
-        bench, baked.exam, workbench.weights(f"{p['name']}=1"), progress.part(0.92, 0.99)
+        bench(), baked.exam, workbench.weights(f"{p['name']}=1"), progress.part(0.92, 0.99)
     )
     result = {
         **work.baked_json(baked),

@@ -145,7 +145,7 @@ def bench_of(
     neutral = read_prompts("neutral")[:NEUTRAL]
     tokenizer = load_tokenizer(info)
     held_out = contrast.held_out
-    return Bench(engine, tokenizer, held_out, neutral, info.served_window, progress.cancelled)
+    return Bench(engine, tokenizer, held_out, neutral, progress.cancelled)
 
 
 def verify_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[str, Any]:
@@ -206,6 +206,8 @@ def train_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
     else:
         digest = entry.digest
     engine = engine_of(workbench, progress)
+    bench = bench_of(workbench, contrast, engine, progress)
+    bench.check()
     with workbench.library.lease(entry.digest, "a training run"):
         baked = bake(
             workbench.model(),
@@ -221,7 +223,6 @@ def train_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
             parents=[entry.digest],
         )
     progress(0.9, "measuring what was recovered")
-    bench = bench_of(workbench, contrast, engine, progress)
     steered = f"{entry.digest}={dose!r}"
     measured = compare(
         bench,

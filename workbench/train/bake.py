@@ -176,7 +176,7 @@ def _prepare(
     own = [*written.learnt, *written.held_out]
     for decisions in ([e.decision for e in own], [e.read_by_teacher for e in own]):
         check_decisions(decisions, window_of(model), vocabulary_of(model))
-    _check_measurable(written.held_out, desk.info)
+    _check_measurable(written.held_out, desk.engine().window)
     general, spare = write_replay(desk, written.asked, replay, progress.part(0.29, 0.35))
     times["decisions"], clock = time.monotonic() - clock, time.monotonic()
     learnt, held_out = [*written.learnt, *general], [*written.held_out, *spare]
@@ -203,16 +203,16 @@ def _prepare(
     )
 
 
-def _check_measurable(held_out: Sequence[Example], info: Model) -> None:
-    """Refuse what the engine could not measure after hours of training."""
+def _check_measurable(held_out: Sequence[Example], window: int) -> None:
+    """Refuse what the engine could not measure after hours of training: one position stays free."""
     for example in held_out:
         for decision in (example.decision, example.read_by_teacher):
             length = len(decision.context_ids) + len(decision.decision_ids)
-            if length > info.served_window:
+            if length >= window:
                 raise PromptTooLong(
                     f"The held-out decision of line {decision.line} has {length} tokens, and the "
-                    f"engine that measures it sees {info.served_window}; set {WINDOW} to {length} or "
-                    "more and start the engine anew, or shorten the line."
+                    f"engine that measures it has {window}, one of them free; stop it and set {WINDOW} "
+                    f"to {length + 1} or more before it starts again, or shorten the line."
                 )
 
 

@@ -96,7 +96,7 @@ class InstructionSource:
             return list(self.instructed)
         count = desk.prompts + HELD_OUT_DECISIONS
         prompts = training_prompts((), count, desk.config.seed)
-        return [Instructed(self.instructed, prompt, i) for i, prompt in enumerate(prompts)]
+        return [Instructed(self.instructed, prompt) for prompt in prompts]
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _stripped(desk: Desk, row: Instructed, written: Decision) -> Example:
 def _asking(desk: Desk, row: Instructed) -> tuple[Message, ...]:
     """What the engine is asked, which must leave room for its answer."""
     messages = instructed(desk.tokenizer, row.instructions, row.prompt)
-    length, window = len(context_ids(desk.tokenizer, messages)), desk.info.served_window
+    length, window = len(context_ids(desk.tokenizer, messages)), desk.engine().window
     if length + desk.tokens > window:
         which = f"The prompt of line {row.line}" if row.line else "A prompt"
         raise PromptTooLong(

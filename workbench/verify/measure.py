@@ -42,18 +42,13 @@ class Bench:
     tokenizer: Any
     pairs: Sequence[ContrastPair]
     neutral: Sequence[dict[str, Any]]
-    window: int
     cancelled: Callable[[], bool] = lambda: False
 
     def margins(
         self, *, steer: str = "", weights: str = BASE_WEIGHTS, system: str = ""
     ) -> list[float]:
         """Per pair, log p(positive) - log p(negative), summed over the completion's tokens."""
-        sides = [
-            sample(self.tokenizer, p.prompt, text, system=system, window=self.window)
-            for p in self.pairs
-            for text in (p.positive, p.negative)
-        ]
+        sides = self._sides(system)
         scored = self.engine.score(
             [(s.context, s.completion) for s in sides],
             steer=steer,
@@ -61,6 +56,22 @@ class Bench:
             cancel=self.cancelled,
         )
         return [a - b for a, b in zip(scored[::2], scored[1::2], strict=True)]
+
+    def _sides(self, system: str = "") -> list[Sample]:
+        return [
+            sample(self.tokenizer, p.prompt, text, system=system, window=self.engine.window)
+            for p in self.pairs
+            for text in (p.positive, p.negative)
+        ]
+
+    def check(self) -> None:
+        """Tell what the engine cannot measure before long work is done for it.
+
+        Raises:
+            PromptTooLong: a pair or a neutral text that its window does not hold.
+        """
+        self._sides()
+        _ = self.neutral_samples
 
     def side_effects(self, *, steer: str = "", weights: str = BASE_WEIGHTS) -> SideEffects:
         """KL(base || this) on the neutral texts."""
@@ -81,7 +92,7 @@ class Bench:
     def neutral_samples(self) -> list[Sample]:
         """The neutral texts as tokens."""
         return [
-            sample(self.tokenizer, row["prompt"], row["text"], window=self.window)
+            sample(self.tokenizer, row["prompt"], row["text"], window=self.engine.window)
             for row in self.neutral
         ]
 

@@ -88,7 +88,9 @@ class VllmEngine:
             base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False
         )
         self._hello = self._shake_hands()
-        self.model = self._http.get("/v1/models").json()["data"][0]["id"]
+        served = self._http.get("/v1/models").json()["data"][0]
+        self.model: str = served["id"]
+        self._window: int = served["max_model_len"]
 
     def _shake_hands(self) -> dict[str, Any]:
         try:
@@ -112,9 +114,14 @@ class VllmEngine:
         """Digest of the base that the server holds."""
         return self._hello["base"]
 
+    @property
+    def window(self) -> int:
+        """Positions that the server was started with."""
+        return self._window
+
     def describe(self) -> Mapping[str, object]:
-        """Version, dtype and runner of the server."""
-        return {"engine": "vllm", **self._hello["workers"][0]}
+        """Version, dtype, window and runner of the server."""
+        return {"engine": "vllm", "window": self.window, **self._hello["workers"][0]}
 
     def close(self) -> None:
         """Drop the connections; the server goes on."""
