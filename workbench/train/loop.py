@@ -146,6 +146,18 @@ def train(
                 store.interval = notes["interval"]
         elif exam is not None:
             before = held_out_loss(model, exam, config, tier)
+
+        def save(step: int) -> None:
+            if checkpoint is None:
+                return
+            notes = {
+                "before": asdict(before) if before else None,
+                "best": best.notes(),
+                "interval": store.interval if store is not None else 0,
+            }
+            other = best.weights if best.step != step else None
+            save_checkpoint(checkpoint, weights, optimizer, step, identity, notes, other)
+
         step = done
         for step in range(done + 1, len(schedule) + 1):  # the last one is needed
             if best.exhausted:
@@ -189,14 +201,10 @@ def train(
             if step % config.checkpoint_every == 0:
                 if store is not None:
                     store.clear()
-                if checkpoint is not None:
-                    notes = {
-                        "before": asdict(before) if before else None,
-                        "best": best.notes(),
-                        "interval": store.interval if store is not None else 0,
-                    }
-                    other = best.weights if best.step != step else None
-                    save_checkpoint(checkpoint, weights, optimizer, step, identity, notes, other)
+                save(step)
+        if step > done and step % config.checkpoint_every:
+            # Whatever fails behind the last step need not train again.
+            save(step)
         after, kept_step, last_weights = None, step, {}
         if exam is not None:
             last = after = held_out_loss(model, exam, config, tier)
