@@ -100,6 +100,19 @@ def test_descent_in_bfloat16_moves_by_the_gradient_on_average():
     assert moved[0].mean().item() == pytest.approx(2**-10, rel=5 * (15 / 4e5) ** 0.5)
 
 
+def test_descent_leaves_other_types_unrounded():
+    weights = [
+        torch.nn.Parameter(torch.full((3,), 1.001, dtype=t))
+        for t in (torch.float32, torch.bfloat16)
+    ]
+    optimizer = RoundedSgd(weights, 0.5)
+    for weight in weights:
+        weight.grad = torch.full_like(weight, 2**-12)
+    optimizer.step()
+    assert torch.equal(weights[0], torch.full((3,), 1.001) - 2**-13)
+    assert weights[1].dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     ("optimizer", "dtype"),
     [

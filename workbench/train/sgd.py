@@ -14,10 +14,11 @@ __all__ = ["RoundedSgd"]
 
 
 class RoundedSgd(torch.optim.Optimizer):
-    """`W = round(W - lr G)`, rounded stochastically, so that small steps arrive on average.
+    """`W = round(W - lr G)`, rounded stochastically, so that small steps arrive on average; weights of
+    another type than bfloat16 are not rounded.
 
     Args:
-        parameters: bfloat16 weights.
+        parameters: the weights.
         lr: the learning rate.
         seed: with the number of the step it decides every rounding.
     """
@@ -33,6 +34,9 @@ class RoundedSgd(torch.optim.Optimizer):
         for group in self.param_groups:
             for number, weight in enumerate(group["params"]):
                 if weight.grad is None:
+                    continue
+                if weight.dtype != torch.bfloat16:
+                    weight.sub_(weight.grad, alpha=group["lr"])
                     continue
                 taken = self.state[weight].setdefault("step", torch.zeros(()))
                 taken += 1
