@@ -151,9 +151,10 @@ def test_instructions_are_a_text_or_lines(tmp_path):
     text.write_text("\nAnswer in one line.\n")
     assert read_instructions(text) == "Answer in one line."
     rows = [{"instructions": f"Do {i}.", "prompt": f"What {i}?"} for i in range(4)]
-    found = read_instructions(file_of(tmp_path, *rows, name="Rows.JSONL"))
-    assert isinstance(found, list) and [row.line for row in found] == [1, 2, 3, 4]
-    assert found[2].stripped == ({"role": "user", "content": "What 2?"},)
+    for name in ("rows.json", "Rows.JSONL"):
+        found = read_instructions(file_of(tmp_path, *rows, name=name))
+        assert isinstance(found, list) and [row.line for row in found] == [1, 2, 3, 4]
+        assert found[2].stripped == ({"role": "user", "content": "What 2?"},)
     text.write_text(" \n")
     with pytest.raises(InputError, match="is empty"):
         read_instructions(text)

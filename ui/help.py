@@ -110,8 +110,8 @@ WORDS: dict[str, str] = {
         "the less."
     ),
     "reuse": (
-        "A frozen context may be read once and used in many steps; it is read again before it is "
-        "stale by more than 5 %."
+        "A frozen context may be read once and used in many steps; it is read again so often "
+        "that it is stale by about 5 % at most."
     ),
     "keep": "Which step's weights become the result; the last are called by its name and -last.",
     "rank": "Of APOLLO's view of each gradient. Less takes less memory.",

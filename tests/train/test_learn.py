@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from vectors.errors import EngineFailed, InputError, NameNotFound, PromptTooLong
+from vectors.errors import EngineFailed, InputError, NameNotFound, NameTaken, PromptTooLong
 from workbench.models.loading import load_tokenizer
 from workbench.runs.learn import learn_run
 from workbench.runs.parameters import checked
 from workbench.runs.process import Progress
 from workbench.service import Workbench
+from workbench.train.bake import _check_measurable
 from workbench.train.batches import Decision
 from workbench.train.examples import Example
 from workbench.train.losses import SoftTargets, soft_loss, token_loss
@@ -216,11 +217,41 @@ def test_what_the_engine_could_not_measure_is_refused_before_training(wb, tmp_pa
         learn(wb, tmp_path / "run", name="long", instructions=str(path))
 
 
+def test_a_side_that_is_only_measured_must_fit_as_well(wb, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_WINDOW", "256")
+    rows = [
+        {"prompt": f"Say {i}", "positive": "Yes.", "negative": "no " * (300 if i % 2 else 1)}
+        for i in range(12)
+    ]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"contrast": str(path), "side": "positive", "replay": 0}
+    with pytest.raises(PromptTooLong, match="one of them free"):
+        learn(wb, tmp_path / "run", name="long-side", **options)
+    assert not list((tmp_path / "run").glob("long-side.*")), "it was found before training"
+
+
+def test_what_fills_the_window_cannot_be_measured():
+    said = Example(Decision((1,) * 200, (2,) * 56, "steered", 3), "itself")
+    _check_measurable([said], 257)
+    with pytest.raises(PromptTooLong, match=r"line 3 has 256 tokens.* to 257 or more"):
+        _check_measurable([said], 256)
+
+
+@pytest.mark.parametrize("name", ["taken", "x" * 95 + "-last"])
+def test_the_last_weights_become_no_revision_of_something_else(wb, tmp_path, name):
+    wb.library.save_task("taken-last", wb.model().base, {"w": torch.zeros(2)}, {"w": torch.ones(2)})
+    asked = {"model": "tiny", "engine": "transformers", "data": chats(tmp_path), "name": name}
+    with pytest.raises(NameTaken, match="-last', which is something else already"):
+        checked("learn", asked, wb)
+    assert checked("learn", {**asked, "keep": "best"}, wb)["keep"] == "best"
+
+
 def test_a_run_that_fails_at_its_measurement_goes_on_there(wb, tmp_path, monkeypatch):
     def fails(*args: Any) -> None:
         raise EngineFailed("The engine is gone.")
 
-    asked = {"name": "again", "data": chats(tmp_path), "checkpoint_every": 2}
+    asked = {"name": "again", "data": chats(tmp_path)}
     with monkeypatch.context() as patch, pytest.raises(EngineFailed):
         patch.setattr("workbench.runs.learn.measure_learnt", fails)
         learn(wb, tmp_path / "run", **asked)
@@ -229,7 +260,7 @@ def test_a_run_that_fails_at_its_measurement_goes_on_there(wb, tmp_path, monkeyp
     result, events = learn(wb, tmp_path / "run", **asked)
     assert "decisions" not in result["times"], "they were written again"
     steps = [event["step"] for event in events if event["kind"] == "step"]
-    assert len(steps) - len(set(steps)) < 2, "it trained again what it had saved"
+    assert steps == sorted(set(steps)), "it trained again what it had saved"
     assert result["digest"] == first
     assert not list((tmp_path / "run").glob("again.*"))
 
@@ -237,9 +268,11 @@ def test_a_run_that_fails_at_its_measurement_goes_on_there(wb, tmp_path, monkeyp
 def test_a_held_out_prompt_is_not_learnt():
     rows = [Example(Decision((1, n % 7), (2, n), "steered", n)) for n in range(30)]
     learnt, held_out = set_aside(rows)
-    prompts = {e.decision.context_ids for e in held_out}
-    assert len(held_out) == 6 and len(prompts) == 6
-    assert {e.decision.context_ids for e in learnt} == {(1, 6)}
+    assert {e.decision.context_ids for e in held_out} == {(1, 0)} and len(held_out) == 5
+    assert {e.decision.context_ids for e in learnt} == {(1, n) for n in range(1, 7)}
+    assert len(learnt) + len(held_out) == len(rows)
+    one = [Example(Decision((1,), (2, n), "steered", n)) for n in range(9)]
+    assert set_aside(one) == (one, []), "something must be left to learn"
 
 
 WRONG = [

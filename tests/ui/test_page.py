@@ -31,6 +31,7 @@ from ui.tabs.extract import pairs
 from ui.tabs.steer import chat, reload
 from ui.tabs.steer import fields as steer_fields
 from ui.tabs.train.finer import finer_of
+from ui.tabs.train.own_data import _given
 from vectors.errors import ContrastSetError, EngineFailed, GrammarError, InputError
 from vectors.types import SteeringVector
 from workbench.engines.base import LoraReceipt, Receipt, Reply
@@ -643,6 +644,14 @@ def test_the_result_of_learning_is_drawn(page: Any, session: Session) -> None:
     found |= {"log_prob": {}, "recovered": None}
     write_json(view.folder / "result.json", found)
     assert "nothing was measured" in loads(page, "learn")()[-7]
+
+
+def test_a_file_stands_in_for_text_that_was_left(session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "style.md"
+    path.write_text("From the file.")
+    for given, wanted in ((str(path), "From the file."), (None, "Left over.")):
+        kept, usual = _given(session, "instructions", given, "Left over.", None, "positive")
+        assert Path(kept["instructions"]).read_text() == wanted and usual == "instructions-learnt"
 
 
 def test_finer_settings_become_parameters() -> None:

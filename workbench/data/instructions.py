@@ -1,7 +1,7 @@
 """Instructions that are to move from the context into the weights.
 
-A text file (.txt, .md or any other ending) is one instruction for every general prompt. A .jsonl
-file has a prompt, and the instruction for it, on each line:
+A text file (.txt, .md or any other ending) is one instruction for every general prompt. A .jsonl or
+.json file has a prompt, and the instruction for it, on each line:
 
     {"instructions": "Answer in one sentence.", "prompt": "Why is the sky blue?"}
 """
@@ -50,7 +50,7 @@ def read_instructions(path: Path) -> str | list[Instructed]:
         InputError: unreadable, empty, or with wrong lines, whose numbers the message names.
     """
     text = read_text(path)
-    if path.suffix.lower() != ".jsonl":
+    if path.suffix.lower() not in (".jsonl", ".json"):
         if not text.strip():
             raise InputError(f"The file '{path}' is empty; write the instructions into it.")
         if len(text) > LONGEST:

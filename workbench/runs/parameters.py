@@ -257,6 +257,8 @@ def checked(kind: str, parameters: Mapping[str, Any], workbench: Workbench) -> d
     if isinstance(asked, _Training):
         for name in [asked.name, *([last_name(asked.name)] if asked.keep == "both" else [])]:
             _must_be_free(name, TASK[:1], workbench)
+        if asked.keep == "both":
+            _must_be_its_own(asked.name, workbench)
     return found
 
 
@@ -375,6 +377,20 @@ def _must_be_free(name: str, kinds: tuple[str, ...], workbench: Workbench) -> No
         return
     if entry.kind not in kinds:
         raise NameTaken(f"'{name}' is the name of a {entry.kind} already; choose another name.")
+
+
+def _must_be_its_own(name: str, workbench: Workbench) -> None:
+    """The last step's weights must not become a revision of something else."""
+    last = last_name(name)
+    try:
+        trained = workbench.library.get(last).info.get("parameters", {})
+    except NameNotFound:
+        trained = {"name": name}
+    if last == name or trained.get("name") != name:
+        raise NameTaken(
+            f"The last step's weights of '{name}' would be kept as '{last}', which is something else "
+            "already; choose another name, or keep the best or the last alone."
+        )
 
 
 def _must_fit(

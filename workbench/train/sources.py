@@ -48,14 +48,17 @@ class Source(Protocol):
 
 
 def set_aside(found: list[Example]) -> tuple[list[Example], list[Example]]:
-    """Split written examples into those to learn and held-out ones, by their order.
+    """Split written examples into those to learn and held-out ones, by the order of their prompts.
 
-    Prompts may come again where more are asked for than there are; a held-out one is not learnt.
+    A prompt may come several times; it is learnt, or it is held out. A single one is learnt.
     """
-    few = HELD_OUT_DECISIONS if len(found) > 4 * HELD_OUT_DECISIONS else max(1, len(found) // 5)
-    held_out = found[:few]
-    held = {example.decision.context_ids for example in held_out}
-    return [e for e in found[few:] if e.decision.context_ids not in held], held_out
+    prompts = list(dict.fromkeys(example.decision.context_ids for example in found))
+    few = HELD_OUT_DECISIONS if len(prompts) > 4 * HELD_OUT_DECISIONS else max(1, len(prompts) // 5)
+    held = set(prompts[:few]) if len(prompts) > 1 else set()
+    return (
+        [example for example in found if example.decision.context_ids not in held],
+        [example for example in found if example.decision.context_ids in held],
+    )
 
 
 @dataclass(frozen=True)

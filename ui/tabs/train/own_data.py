@@ -111,7 +111,7 @@ def _given(
         if not named:
             raise InputError("Choose a contrast set first.")
         return {"contrast": named, "side": side}, f"{named}-{side}"
-    if what == "instructions" and typed(words):
+    if what == "instructions" and typed(words) and not path:
         kept = session.wb.keep_data(typed(words).encode(), ".txt")
         return {"instructions": str(kept)}, "instructions-learnt"
     if not path:
