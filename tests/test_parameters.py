@@ -96,6 +96,7 @@ WRONG = [
     ("train", {**TRAIN, "learning_rate": 0}, InputError, "'learning_rate'"),
     ("train", {**TRAIN, "learning_rate": 0.2}, InputError, "'learning_rate'"),
     ("train", {**TRAIN, "replay": 0.95}, InputError, "'replay'"),
+    ("train", {**TRAIN, "name": "deadbeef" * 8}, GrammarError, "looks like a digest"),
     ("train", {**TRAIN, "prompts": 7}, InputError, "'prompts'"),
     ("train", {**TRAIN, "passes": 21}, InputError, "'passes'"),
     ("train", {**TRAIN, "tokens": 3}, InputError, "'tokens'"),

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from vectors.errors import DoseError, InputError, ModelMismatch, NameNotFound, NameTaken
-from vectors.grammar import check_dose, check_name, parse_tasks
+from vectors.grammar import check_dose, parse_tasks
+from vectors.store.reference import check_new_name
 from vectors.tasks import Operation
 from vectors.types import Method
 from workbench.data.chat import parse_chats
@@ -47,10 +48,10 @@ def _ascending(coefficients: list[float]) -> list[float]:
 
 
 def _name_or_none(name: str) -> str:
-    return check_name(name) if name else ""
+    return check_new_name(name) if name else ""
 
 
-Name = Annotated[str, AfterValidator(check_name)]
+Name = Annotated[str, AfterValidator(check_new_name)]
 Ref = Annotated[str, Field(min_length=1, max_length=300)]
 Dose = Annotated[float, AfterValidator(_effective)]
 Doses = Annotated[list[float], Field(min_length=1, max_length=64), AfterValidator(_sweep)]
