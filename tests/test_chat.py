@@ -63,6 +63,9 @@ WRONG = [
     (chat(turn("assistant", "x")), "line 2 has a decision with no user message before it"),
     (chat(turn("user", "x", decision=True), turn("assistant", "x")), "mark the assistant's"),
     (chat(turn("user", "x"), turn("system", "x"), turn("assistant", "x")), "must be the first"),
+    (chat(turn("user", "x"), turn("assistant", "x", decision="yes")), "messages.1.decision"),
+    (chat(turn("user", "x"), turn("assistant", "x", decision=False)), "line 2 has no decision"),
+    ({"messages": ["x"]}, "line 2 has no object in 'messages.0'"),
     (chat(turn("tool", "x"), turn("assistant", "x")), "line 2 'messages.0.role'"),
 ]
 
@@ -160,5 +163,7 @@ def test_instructions_are_a_text_or_lines(tmp_path):
         read_instructions(text)
     with pytest.raises(InputError, match="line 2, prompt"):
         read_instructions(file_of(tmp_path, rows[0], {"instructions": "x", "prompt": " "}))
-    with pytest.raises(InputError, match="has 1 prompts"):
+    with pytest.raises(InputError, match="has 1 different prompts"):
         read_instructions(file_of(tmp_path, rows[0]))
+    with pytest.raises(InputError, match="has 1 different prompts"):
+        read_instructions(file_of(tmp_path, *[rows[0]] * 8))

@@ -6,8 +6,8 @@ One JSON object a line, UTF-8:
                   {"role": "assistant", "content": "...", "decision": true}]}
 
 Roles are system (first only), user and assistant. The assistant turns with `"decision": true` are
-the decisions of the line, and everything before each of them is its context. A line that marks none
-has one decision, its last turn, which must be the assistant's. Files for replay may hold lines of
+the decisions of the line, and everything before each of them is its context. A line that says nothing of
+decisions has one, its last turn, which must be the assistant's. Files for replay may hold lines of
 another kind as well, a prompt that the base answers itself: {"prompt": "..."}.
 """
 
@@ -18,7 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 
 from vectors.errors import InputError
 from workbench.engines.base import Message
@@ -36,7 +43,7 @@ class Turn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     role: Literal["system", "user", "assistant"]
     content: str = Field(max_length=LONGEST)
-    decision: bool = False
+    decision: StrictBool = False
 
 
 class Chat(BaseModel):
@@ -75,7 +82,8 @@ class Chat(BaseModel):
     def decisions(self) -> tuple[int, ...]:
         """Indices of the turns to learn."""
         marked = tuple(i for i, turn in enumerate(self.messages) if turn.decision)
-        if marked or not self.messages or self.messages[-1].role != "assistant":
+        chosen = any("decision" in turn.model_fields_set for turn in self.messages)
+        if chosen or not self.messages or self.messages[-1].role != "assistant":
             return marked
         return (len(self.messages) - 1,)
 
@@ -160,7 +168,11 @@ def _why(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] in ("json_invalid", "model_type"):
-        return "is not a JSON object"
+        return (
+            "is not a JSON object (a line holds one whole object)"
+            if not where
+            else f"has no object in '{where}'"
+        )
     if first["type"] == "extra_forbidden":
         return f"has an unknown field '{where[:60]}'"
     words = first["msg"].removeprefix("Value error, ")

@@ -67,9 +67,9 @@ def read_instructions(path: Path) -> str | list[Instructed]:
             problems.append(f"line {number}, {where}: {first['msg'].lower()}")
     if problems:
         raise InputError(f"The file '{path}' cannot be used: {'; '.join(problems[:5])}.")
-    if len(found) < FEWEST:
+    if (prompts := len({row.prompt for row in found})) < FEWEST:
         raise InputError(
-            f"The file '{path}' has {len(found)} prompts; at least {FEWEST} are needed to learn from "
+            f"The file '{path}' has {prompts} different prompts; at least {FEWEST} are needed to learn from "
             "some and measure on others."
         )
     return found
