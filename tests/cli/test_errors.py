@@ -39,6 +39,8 @@ BAD = [
     (["train", "--name", "x", "--strip-instructions", "f.jsonl"], "InputError"),
     (["train", "--name", "x", "--data", "f.jsonl", "--vector", "v"], "InputError"),
     (["train", "--name", "x", "--contrast", "brief"], "InputError"),
+    (["train", "--name", "x", "--contrast", "brief", "--prefer", "both"], "InputError"),
+    (["train", "--name", "x", "--data", "f.jsonl", "--prefer", "positive"], "InputError"),
     (["train", "--name", "x"], "InputError"),
     (["train", "--name", "x", "--vector", "nothing"], "NameNotFound"),
     (["compare", "--vector", "nothing", "--task", "x"], "NameNotFound"),

@@ -89,6 +89,8 @@ def _learn(out: Console, r: Result) -> None:
     if r["log_prob"]:
         rows = [{"side": side, "log_prob": value} for side, value in r["log_prob"].items()]
         out.print(lines(rows, {"side": "", "log_prob": "log-probability of held-out tokens"}))
+    else:
+        out.print("Too few were given to hold any out, so what was learnt was not measured.")
     if r["margin"]:
         out.print(facts({f"margin, {side} (nats)": number(v) for side, v in r["margin"].items()}))
     out.print(

@@ -144,13 +144,17 @@ def train(
     options |= {"learning_rate": learning_rate, "prompts": prompts}
     own = {"data": data, "instructions": strip_instructions, "contrast": contrast}
     own = {key: value for key, value in own.items() if value}
+    if prefer and not contrast:
+        raise InputError("--prefer chooses a side of --contrast; name the set, or leave it out.")
+    if prefer not in ("", "positive", "negative"):
+        raise InputError(f"--prefer must be positive or negative, not {prefer[:40]!r}.")
     if bool(vector) + len(own) != 1:
         raise InputError(
             "Name one thing to train in: --vector, --data, --strip-instructions, or --contrast "
             "with --prefer."
         )
-    if bool(contrast) != bool(prefer):
-        raise InputError("--contrast and --prefer go together; give both, or --vector.")
+    if contrast and not prefer:
+        raise InputError("--contrast needs the side to learn; add --prefer positive or negative.")
     if vector:
         if replay_file:
             raise InputError("--replay-file goes with data of your own, not with --vector.")
