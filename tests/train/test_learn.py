@@ -72,7 +72,7 @@ def test_certain_targets_are_the_cross_entropy_of_their_tokens():
 
 def test_a_chat_file_is_learnt_and_measured(wb, tmp_path):
     result, events = learn(wb, tmp_path / "run", name="words", data=chats(tmp_path))
-    assert result["source"] == "chat" and result["decisions"] == 8 + 8 - 1
+    assert result["source"] == "chat" and (result["decisions"], result["replay"]) == (8, 8 - 1)
     assert result["log_prob"]["trained"] > result["log_prob"]["base"] + 0.1
     assert result["recovered"] is None and result["margin"] == {}
     before, after = result["held_out_loss"]
@@ -88,7 +88,7 @@ def test_a_chat_file_is_learnt_and_measured(wb, tmp_path):
 
 def test_without_replay_nothing_general_is_learnt_and_yet_forgetting_is_measured(wb, tmp_path):
     result, _ = learn(wb, tmp_path / "run", name="bare", data=chats(tmp_path, 3), replay=0)
-    assert result["decisions"] == 3 and result["log_prob"] == {}
+    assert (result["decisions"], result["replay"]) == (3, 0) and result["log_prob"] == {}
     before, after = result["held_out_loss"]
     assert before["steered"] is None and after["steered"] is None
     assert after["general"] > before["general"] > 0
@@ -121,10 +121,17 @@ def test_replay_comes_from_a_file(wb, tmp_path):
     asked = {"data": chats(tmp_path), "replay_file": mine}
     result, _ = learn(wb, tmp_path / "run", name="mine", **asked)
     # 10 decisions at a share of a quarter ask for at least 8, and the file has 4 and a prompt.
-    assert result["decisions"] == 8 + 4
+    assert (result["decisions"], result["replay"]) == (8, 4)
     kept = json.loads(wb.library.read_file(wb.library.get("mine"), "decisions.json"))
     assert sum(kind == "replay" for _, _, kind in kept) == 4
     assert wb.library.get("mine").info["replay_digest"]
+
+
+def test_a_replay_prompt_that_leaves_no_room_is_told_by_its_line(wb, tmp_path):
+    mine = chats(tmp_path, 2, "mine.jsonl", prompt="word " * 5000)
+    asked = {"data": chats(tmp_path), "replay_file": mine}
+    with pytest.raises(PromptTooLong, match="replay prompt of line 3 has "):
+        learn(wb, tmp_path / "run", name="mine-long", **asked)
 
 
 def test_instructions_are_stripped(wb, tmp_path):

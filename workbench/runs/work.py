@@ -260,6 +260,7 @@ def baked_json(baked: Baked) -> dict[str, Any]:
         "held_out_loss": baked.held_out,
         "changed_share": baked.changed_share,
         "decisions": baked.decisions,
+        "replay": baked.replay,
         "tier": baked.tier,
         "steps": baked.steps,
         "last": None if baked.last is None else f"{baked.last.name}@{baked.last.revision}",

@@ -46,6 +46,7 @@ __all__ = ["Baked", "bake"]
 class Baked:
     """A task vector in the library, and how it came to be.
 
+    `decisions` are those learnt of the data, `replay` those of general text beside them.
     `last` are the last step's weights, kept beside those of a better one.
     `kept` are the files that a resumed run goes on from; whoever has measured drops them.
     `exam` are the held-out decisions that are to be learnt, as examples with their teacher's
@@ -56,6 +57,7 @@ class Baked:
     last: Entry | None
     changed_share: float
     decisions: int
+    replay: int
     held_out: list[dict[str, float | None]]
     times: dict[str, float]
     exam: list[Example]
@@ -116,6 +118,7 @@ def bake(
 
     progress(0.96, "keeping the task vector")
     decisions = prepared.learnt.decisions
+    general = sum(decision.kind == "replay" for decision in decisions)
     keeper = Keeper(
         library,
         info,
@@ -124,7 +127,8 @@ def bake(
         config.seed,
         about={
             **plan["about"],
-            "decisions": len(decisions),
+            "decisions": len(decisions) - general,
+            "replay": general,
             "tokens": tokens,
             "config": config.model_dump(),
             "tier": {"tier": plan["tier"], "why": plan["why"]},
@@ -151,7 +155,8 @@ def bake(
         entry,
         last,
         share,
-        len(decisions),
+        len(decisions) - general,
+        general,
         losses,
         times,
         _exam(prepared),
@@ -178,6 +183,7 @@ def _prepare(
         check_decisions(decisions, window_of(model), vocabulary_of(model))
     _check_measurable(written.held_out, desk.engine().window)
     general, spare = write_replay(desk, written.asked, replay, progress.part(0.29, 0.35))
+    check_decisions([e.decision for e in general + spare], window_of(model), vocabulary_of(model))
     times["decisions"], clock = time.monotonic() - clock, time.monotonic()
     learnt, held_out = [*written.learnt, *general], [*written.held_out, *spare]
     soft = teach(

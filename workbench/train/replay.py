@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from vectors.errors import PromptTooLong
 from workbench.data.chat import ChatFile
+from workbench.data.templates import context_ids
 from workbench.engines.base import Message
 from workbench.runs.process import Progress
 from workbench.train.answers import Desk, answers
@@ -35,7 +37,7 @@ def write_replay(
     if file is None:
         prompts = [row["prompt"] for row in read_prompts("replay")]
     else:
-        prompts = [chat.prompt for chat in file.lines.values() if chat.prompt]
+        prompts = [_short(desk, n, chat.prompt) for n, chat in file.lines.items() if chat.prompt]
         found = [Example(d) for _, d in chat_decisions(desk.tokenizer, file, "replay")][:wanted]
     chats: list[tuple[Message, ...]] = [
         ({"role": "user", "content": prompt},) for prompt in prompts[: wanted - len(found)]
@@ -46,3 +48,14 @@ def write_replay(
         return [], found
     spare = max(1, len(found) // 10) if len(found) > 1 else 0
     return found[spare:], found[:spare]
+
+
+def _short(desk: Desk, line: int, prompt: str) -> str:
+    """A prompt of a person's own that the engine can answer."""
+    length = len(context_ids(desk.tokenizer, [{"role": "user", "content": prompt}]))
+    if length + desk.tokens > (window := desk.engine().window):
+        raise PromptTooLong(
+            f"The replay prompt of line {line} has {length} tokens, which leaves no room for an answer "
+            f"of {desk.tokens} in the engine's {window}; shorten it."
+        )
+    return prompt
