@@ -261,8 +261,18 @@ def test_a_cleared_chat_stays_cleared(page: Any) -> None:
 
 def test_stop_keeps_what_came(page: Any) -> None:
     go(page, "Steer")
-    page.click("#steer-clear")
     number(page, "steer-tokens", 1024)
+    try:
+        # As above, a whole reply may pass before the browser gets its turn.
+        assert any(stopped(page) for _ in range(5)), "the reply always came to its end"
+    finally:
+        number(page, "steer-tokens", 12)
+
+
+def stopped(page: Any) -> bool:
+    """Whether the button ended a reply in time."""
+    page.click("#steer-clear")
+    expect(page.locator("#steer-receipt")).not_to_contain_text(re.compile("steered|Stopped"))
     fill(page, "steer-prompt", "Tell me everything.")
     # The tiny model is quick, so the button is pressed as soon as it is there.
     page.evaluate(
@@ -272,9 +282,10 @@ def test_stop_keeps_what_came(page: Any) -> None:
         }, 20); }"""
     )
     page.click("#steer-send")
-    expect(page.locator("#steer-receipt")).to_contain_text("Stopped")
+    receipt = page.locator("#steer-receipt")
+    expect(receipt).to_contain_text(re.compile("Stopped|positions steered"))
     expect(page.locator("#steer-send")).to_be_enabled()
-    number(page, "steer-tokens", 12)
+    return "Stopped" in receipt.inner_text()
 
 
 def test_a_wrong_term_is_a_sentence(page: Any) -> None:
