@@ -58,7 +58,17 @@ def measured(
     data = MODES[mode](workbench, folder)
     found = workbench.learn(name=mode, prompts=asked.prompts, passes=asked.passes, **data)
     seconds = round(time.monotonic() - started)
-    kept = ("log_prob", "recovered", "margin", "kl", "decisions", "replay", "steps", "tier", "times")
+    kept = (
+        "log_prob",
+        "recovered",
+        "margin",
+        "kl",
+        "decisions",
+        "replay",
+        "steps",
+        "tier",
+        "times",
+    )
     return {"seconds": seconds, **{name: found[name] for name in kept if name in found}}
 
 
