@@ -116,7 +116,7 @@ WORDS: dict[str, str] = {
     "keep": "Which step's weights become the result; the last are called by its name and -last.",
     "rank": "Of APOLLO's view of each gradient. Less takes less memory.",
     "batch": "Decisions of one step; ordinary text comes on top.",
-    "held_out_every": "Steps between measurements on what is never learnt.",
+    "held_out_every": "What is never learnt is measured so often.",
     "patience": (
         "Measurements in a row without improvement after which training stops; 0 goes to the end."
     ),

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ui.help import help_for
-from vectors.errors import InputError
+from ui.tabs.train.numbers import lay_numbers, numbers_of
 
 __all__ = ["finer_of", "lay_finer"]
 
@@ -42,7 +42,7 @@ CHOICES = {
 NUMBERS = {
     "rank": ("Rank", 256, 1),
     "batch": ("Batch", 6, 1),
-    "held_out_every": ("Measure every", 10, 1),
+    "held_out_every": ("Steps between measurements", 10, 1),
     "patience": ("Patience", 0, 0),
 }
 SWITCHES = {"recompute": "Recompute layers", "recorded": "Record steps"}
@@ -62,18 +62,7 @@ def lay_finer(kind: str) -> list[Any]:
                 )
                 for word, (label, rows) in CHOICES.items()
             ]
-        with gr.Row():
-            numbers = [
-                gr.Number(
-                    value,
-                    precision=0,
-                    minimum=least,
-                    label=label,
-                    info=help_for(word),
-                    elem_id=f"{kind}-{word}",
-                )
-                for word, (label, value, least) in NUMBERS.items()
-            ]
+        numbers = lay_numbers(kind, NUMBERS, {})
         with gr.Row():
             switches = [
                 gr.Checkbox(False, label=label, info=help_for(word), elem_id=f"{kind}-{word}")
@@ -89,9 +78,9 @@ def finer_of(*values: Any) -> dict[str, Any]:
         InputError: a number that is missing.
     """
     named = dict(zip((*CHOICES, *NUMBERS, *SWITCHES), values, strict=True))
-    for word, (label, *_) in NUMBERS.items():
-        if named[word] is None:
-            raise InputError(f"Give a number for '{label}'.")
-        named[word] = int(named[word])
     tier = str(named["tier"])
-    return {**named, "tier": int(tier) if tier.isdecimal() else tier}
+    return {
+        **named,
+        **numbers_of(NUMBERS, named),
+        "tier": int(tier) if tier.isdecimal() else tier,
+    }

@@ -10,6 +10,7 @@ from ui.choices import need_vector
 from ui.forms import as_number, typed
 from ui.help import help_for
 from ui.tabs.train.finer import finer_of, lay_finer
+from ui.tabs.train.numbers import lay_numbers, numbers_of
 from vectors.errors import InputError
 
 __all__ = ["lay_settings", "name_of_result", "parameters", "settings_of"]
@@ -72,18 +73,7 @@ def lay_settings(kind: str, written: str) -> tuple[gr.Accordion, list[Any]]:
                 info=help_for("learning rate"),
                 elem_id=f"{kind}-learning-rate",
             )
-        with gr.Row():
-            numbers = [
-                gr.Number(
-                    value,
-                    precision=0,
-                    minimum=least,
-                    label=label,
-                    info=help_for(written if word == "prompts" else word),
-                    elem_id=f"{kind}-{word}",
-                )
-                for word, (label, value, least) in NUMBERS.items()
-            ]
+        numbers = lay_numbers(kind, NUMBERS, {"prompts": written})
         finer = lay_finer(kind)
     return room, [optimizer, targets, replay, rate, *numbers, *finer]
 
@@ -100,16 +90,12 @@ def settings_of(
     if learning_rate is None:
         raise InputError("Give a learning rate; 1e-4 is a good start.")
     numbers, finer = more[: len(NUMBERS)], more[len(NUMBERS) :]
-    named = dict(zip(NUMBERS, numbers, strict=True))
-    missing = next((word for word, value in named.items() if value is None), None)
-    if missing:
-        raise InputError(f"Give a number for the {missing}.")
     return {
         "optimizer": optimizer,
         "targets": targets,
         "replay": float(replay),
         "learning_rate": learning_rate,
-        **{word: int(value) for word, value in named.items() if value is not None},
+        **numbers_of(NUMBERS, dict(zip(NUMBERS, numbers, strict=True))),
         **finer_of(*finer),
     }
 
