@@ -95,5 +95,7 @@ def _recovered(compared: dict[str, Any], random: dict[str, Any]) -> float | None
 
 def _margin(workbench: Workbench, vector: str, tasks: str, progress: Progress) -> float:
     _, _, contrast = work.vector_of(workbench, vector)
-    bench = work.bench_of(workbench, contrast, work.engine_of(workbench, progress), progress)
+    bench = work.bench_of(
+        workbench, contrast.held_out, work.engine_of(workbench, progress), progress
+    )
     return bootstrap_mean(bench.margins(weights=workbench.weights(tasks)))[0]

@@ -10,14 +10,13 @@ from vectors.errors import RunFailed
 from workbench.compare.learnt import measure_learnt
 from workbench.data.chat import parse_chats
 from workbench.data.instructions import Instructed, read_instructions
-from workbench.models.loading import load_tokenizer
 from workbench.runs import work
 from workbench.runs.process import Progress
 from workbench.service import Workbench
 from workbench.train.bake import bake
 from workbench.train.data_sources import ChatSource, InstructionSource, SideSource
 from workbench.train.sources import Source
-from workbench.verify.measure import Bench, read_prompts
+from workbench.verify.measure import Bench
 
 __all__ = ["learn_run", "source_of"]
 
@@ -33,10 +32,7 @@ def learn_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
     @cache
     def bench() -> Bench:
         # Its engine is started when it is first needed: the data's own faults are told before.
-        engine = work.engine_of(workbench, progress)
-        neutral = read_prompts("neutral")[: work.NEUTRAL]
-        tokenizer = load_tokenizer(workbench.model())
-        found = Bench(engine, tokenizer, pairs, neutral, progress.cancelled)
+        found = work.bench_of(workbench, pairs, work.engine_of(workbench, progress), progress)
         found.check()
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from vectors.errors import Cancelled, InputError, NameNotFound, RunFailed
@@ -10,7 +11,7 @@ from vectors.steering.controls import random_like
 from vectors.store import Entry
 from vectors.types import Method, SteeringVector
 from workbench.compare.compare import compare
-from workbench.data.contrast import ContrastSet, parse_contrast
+from workbench.data.contrast import ContrastPair, ContrastSet, parse_contrast
 from workbench.engines.base import Engine
 from workbench.engines.vllm.client import VllmEngine
 from workbench.extract.extract import extract
@@ -138,21 +139,19 @@ def vector_of(workbench: Workbench, ref: str) -> tuple[Entry, SteeringVector, Co
 
 
 def bench_of(
-    workbench: Workbench, contrast: ContrastSet, engine: Engine, progress: Progress
+    workbench: Workbench, pairs: Sequence[ContrastPair], engine: Engine, progress: Progress
 ) -> Bench:
     """What to measure on."""
-    info = workbench.model()
     neutral = read_prompts("neutral")[:NEUTRAL]
-    tokenizer = load_tokenizer(info)
-    held_out = contrast.held_out
-    return Bench(engine, tokenizer, held_out, neutral, progress.cancelled)
+    tokenizer = load_tokenizer(workbench.model())
+    return Bench(engine, tokenizer, pairs, neutral, progress.cancelled)
 
 
 def verify_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[str, Any]:
     """Measure a vector with its controls and store the verdict."""
     entry, vector, contrast = vector_of(workbench, p["vector"])
     engine = engine_of(workbench, progress)
-    bench = bench_of(workbench, contrast, engine, progress)
+    bench = bench_of(workbench, contrast.held_out, engine, progress)
     with workbench.library.lease(entry.digest, "a verification"):
         verdict = _verdict(workbench, p, progress, entry, vector, contrast, bench)
     progress.check()
@@ -206,7 +205,7 @@ def train_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
     else:
         digest = entry.digest
     engine = engine_of(workbench, progress)
-    bench = bench_of(workbench, contrast, engine, progress)
+    bench = bench_of(workbench, contrast.held_out, engine, progress)
     bench.check()
     with workbench.library.lease(entry.digest, "a training run"):
         baked = bake(
@@ -282,7 +281,7 @@ def compare_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict
     entry, _, contrast = vector_of(workbench, p["vector"])
     dose = p.get("dose") or working_dose(workbench, entry)
     engine = engine_of(workbench, progress)
-    bench = bench_of(workbench, contrast, engine, progress)
+    bench = bench_of(workbench, contrast.held_out, engine, progress)
     prompts = p.get("prompts") or [pair.prompt for pair in contrast.held_out[:4]]
     found = compare(
         bench,
