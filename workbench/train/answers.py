@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vectors.errors import PromptTooLong
 from workbench.data.templates import context_ids
 from workbench.engines.base import Engine, Message, Request, Sampling
 from workbench.models.catalog import Model
 from workbench.runs.process import Progress
+from workbench.settings import WINDOW
 from workbench.train.batches import Decision
 from workbench.train.config import TrainConfig
 from workbench.verify.measure import read_prompts
 
-__all__ = ["Desk", "answers", "training_prompts"]
+__all__ = ["Desk", "answers", "check_room", "training_prompts"]
 
 CHUNK = 24
 TEMPERATURE = 0.8
@@ -75,6 +77,20 @@ def answers(
                 number = start + index
                 found.append((number, Decision(context, tuple(ids), kind, number)))
     return found
+
+
+def check_room(desk: Desk, messages: Sequence[Message], which: str) -> None:
+    """Refuse what leaves the engine no room for an answer; `which` begins the sentence.
+
+    Raises:
+        PromptTooLong: it does.
+    """
+    length, window = len(context_ids(desk.tokenizer, messages)), desk.engine().window
+    if length + desk.tokens > window:
+        raise PromptTooLong(
+            f"{which} has {length} tokens, which leaves no room for an answer of {desk.tokens} in the "
+            f"engine's {window}; shorten it, or set {WINDOW} higher."
+        )
 
 
 def training_prompts(own: Sequence[str], count: int, seed: int) -> list[str]:

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vectors.errors import InputError, PromptTooLong, RunFailed
+from vectors.errors import InputError, RunFailed
 from workbench.data.chat import ChatFile
 from workbench.data.contrast import ContrastPair, ContrastSet
 from workbench.data.instructions import Instructed
 from workbench.data.templates import context_ids, instructed, turn_ids
 from workbench.engines.base import Message
 from workbench.runs.process import Progress
-from workbench.train.answers import Desk, answers, training_prompts
+from workbench.train.answers import Desk, answers, check_room, training_prompts
 from workbench.train.batches import Decision
 from workbench.train.examples import Example
 from workbench.train.sources import HELD_OUT_DECISIONS, Written, set_aside
@@ -161,13 +161,8 @@ def _stripped(desk: Desk, row: Instructed, written: Decision) -> Example:
 def _asking(desk: Desk, row: Instructed) -> tuple[Message, ...]:
     """What the engine is asked, which must leave room for its answer."""
     messages = instructed(desk.tokenizer, row.instructions, row.prompt)
-    length, window = len(context_ids(desk.tokenizer, messages)), desk.engine().window
-    if length + desk.tokens > window:
-        which = f"The prompt of line {row.line}" if row.line else "A prompt"
-        raise PromptTooLong(
-            f"{which} with its instructions has {length} tokens, which leaves no room for an answer "
-            f"of {desk.tokens} in the engine's {window}; shorten it, or set WORKBENCH_WINDOW higher."
-        )
+    which = f"The prompt of line {row.line}" if row.line else "A prompt"
+    check_room(desk, messages, f"{which} with its instructions")
     return messages
 
 

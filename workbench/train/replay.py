@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from vectors.errors import PromptTooLong
 from workbench.data.chat import ChatFile
-from workbench.data.templates import context_ids
 from workbench.engines.base import Message
 from workbench.runs.process import Progress
-from workbench.train.answers import Desk, answers
+from workbench.train.answers import Desk, answers, check_room
 from workbench.train.data_sources import chat_decisions
 from workbench.train.examples import Example
 from workbench.verify.measure import read_prompts
@@ -37,7 +35,11 @@ def write_replay(
     if file is None:
         prompts = [row["prompt"] for row in read_prompts("replay")]
     else:
-        prompts = [_short(desk, n, chat.prompt) for n, chat in file.lines.items() if chat.prompt]
+        own = {n: chat.prompt for n, chat in file.lines.items() if chat.prompt}
+        for n, prompt in own.items():
+            question: Message = {"role": "user", "content": prompt}
+            check_room(desk, [question], f"The replay prompt of line {n}")
+        prompts = list(own.values())
         found = [Example(d) for _, d in chat_decisions(desk.tokenizer, file, "replay")][:wanted]
     chats: list[tuple[Message, ...]] = [
         ({"role": "user", "content": prompt},) for prompt in prompts[: wanted - len(found)]
@@ -48,14 +50,3 @@ def write_replay(
         return [], found
     spare = max(1, len(found) // 10) if len(found) > 1 else 0
     return found[spare:], found[:spare]
-
-
-def _short(desk: Desk, line: int, prompt: str) -> str:
-    """A prompt of a person's own that the engine can answer."""
-    length = len(context_ids(desk.tokenizer, [{"role": "user", "content": prompt}]))
-    if length + desk.tokens > (window := desk.engine().window):
-        raise PromptTooLong(
-            f"The replay prompt of line {line} has {length} tokens, which leaves no room for an answer "
-            f"of {desk.tokens} in the engine's {window}; shorten it."
-        )
-    return prompt
