@@ -121,7 +121,10 @@ def test_when_the_last_steered_request_has_gone_nothing_is_steered():
 
 @pytest.mark.parametrize("host", [False, True])
 def test_steps_that_repeat_the_last_one_cost_nothing_and_are_never_wrong(host):
-    """Random steps of requests that come and go; each has the rows that a fresh look would give it."""
+    """Random steps of requests that come and go; each has the rows that a fresh look would give it.
+
+    And each leaves a receipt of all that it ran, or of what it ran until the receipt was asked for.
+    """
     draw = random.Random(0)
     _, steering = make(slots=4)
     looked = []
@@ -130,22 +133,43 @@ def test_steps_that_repeat_the_last_one_cost_nothing_and_are_never_wrong(host):
     setattr(steering, way, lambda *a: (looked.append(a), original(*a)))
     slots: dict[str, int] = {}
     position, length = {}, {}
-    steps = 0
-    for turn in range(600):
+    steps = receipts = 0
+
+    def ran(name):
+        prompt, decode, end, begin = map(int, steering._slots_S4[slots[name]])
+        at = position[name]
+        return {
+            "prompt": bool(prompt) * max(0, min(at, end) - begin),
+            "decode": bool(decode) * max(0, at - max(end, begin)),
+        }
+
+    def check(name, wanted):
+        nonlocal receipts
+        receipt = steering.receipt(name)
+        assert {phase: receipt[phase] for phase in wanted} == wanted, turn
+        receipts += receipt["least"] > 0
+
+    for turn in range(3000):
         chance = draw.random()
         free = [s for s in range(4) if s not in slots.values()]
-        if slots and chance < 0.04:  # one leaves, and half the time another takes its place at once
-            slot = slots[old := list(slots)[-1]]
+        if slots and chance < 0.06:  # one leaves, and half the time another takes its place at once
+            slot = slots[old := draw.choice(list(slots))]
+            wanted, early = ran(old), draw.random() < 0.2
+            if early:
+                check(old, wanted)
             steering.remove(old)
+            if not early:
+                check(old, wanted)
             del slots[old]
-            free = [slot] if chance < 0.02 else []
+            free = [slot] if chance < 0.04 else []
         elif chance > 0.98:
             steering.rest()
             assert not steering.table.row_of_token_T.any()
         if free and (len(free) == 1 or chance > 0.94):
             name, text = f"r{turn}", draw.choice(list(REQUESTS.values()))
             slots[name], length[name], position[name] = free[0], draw.randrange(1, 4), 0
-            steering.add(name, {STEER: text} if text else {}, length[name], 0, free[0])
+            extra = {STEER: text, STEER_ID: name} if text else {}
+            steering.add(name, extra, length[name], 0, free[0])
         if not slots:
             continue
         running = list(slots) if draw.random() < 0.95 else draw.sample(list(slots), 1)
@@ -170,6 +194,7 @@ def test_steps_that_repeat_the_last_one_cost_nothing_and_are_never_wrong(host):
                 tokens,
                 decoding,
             )
+        steering.ran(slots_N, starts_N + np.array(counts))
         true_T = torch.zeros_like(steering.table.row_of_token_T)
         whose = np.repeat(slots_N, counts)
         for t, (slot, p) in enumerate(zip(whose, positions, strict=True)):
@@ -178,7 +203,25 @@ def test_steps_that_repeat_the_last_one_cost_nothing_and_are_never_wrong(host):
         assert torch.equal(steering.table.row_of_token_T, true_T), turn
         for name, count in zip(running, counts, strict=True):
             position[name] += count
-    assert steps > 500 and len(looked) < steps / 2
+    assert steps > 2500 and len(looked) < steps / 2 and receipts > 50
+
+
+def test_a_receipt_counts_nothing_of_an_unsteered_request_that_had_the_slot_before():
+    _, steering = make()
+    steering.add("other", {STEER: REQUESTS["add"]}, 1, 0, 0)
+    steering.add("plain", {}, 1, 0, 1)
+    slots_N, one_N = np.array([0, 1]), np.ones(2, dtype=np.int64)
+    for turn in range(3):
+        at_N = np.array([1 + turn, 10 + turn])
+        steering.place(slots_N, at_N, one_N)
+        steering.ran(slots_N, at_N + 1)
+    steering.remove("plain")
+    steering.add("next", {STEER: REQUESTS["add"], STEER_ID: "id"}, 2, 0, 1)
+    steering.place(slots_N, np.array([4, 0]), one_N)
+    steering.ran(slots_N, np.array([5, 1]))
+    steering.remove("next")
+    receipt = steering.receipt("id")
+    assert (receipt["prompt"], receipt["decode"]) == (1, 0)
 
 
 def test_rows_are_shared_reused_and_never_short_of_reason():

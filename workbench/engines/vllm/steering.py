@@ -55,6 +55,7 @@ class Steering(TokenRows):
         self._free = list(range(slots))
         self._given = False
         self._end_S = np.zeros(slots, dtype=np.int64)
+        self._ran: tuple[Array, Array] | None = None
         self._live: dict[str, tuple[Receipt, Proof]] = {}
         self._receipts = Receipts()
         self.refused: dict[str, str] = {}
@@ -71,6 +72,7 @@ class Steering(TokenRows):
     ) -> None:
         """A request begins, or goes on after it was preempted; `computed` positions are cached."""
         self.remove(request)
+        self._settle()
         self._given = slot is not None
         if slot is None:
             slot = self._free.pop() if self._free else self._grow()
@@ -158,6 +160,7 @@ class Steering(TokenRows):
             self._free.append(slot)
         if request not in self._live:
             return  # its slot says nothing, and has never said anything else
+        self._settle()
         receipt, proof = self._live.pop(request)
         self._note(proof, slot)
         receipt.end(request)
@@ -212,6 +215,7 @@ class Steering(TokenRows):
         """Tell the requests whose prompts have run whether they are steered."""
         if not self._conditions.pending:
             return
+        self._settle()
         ends = {request: int(self._end_S[self._slot_of[request]]) for request in self._live}
         for request, decision in self._conditions.decide(ends).items():
             proof = self._live[request][1]
@@ -230,8 +234,16 @@ class Steering(TokenRows):
         """Note how far the requests of a step come with it."""
         if self.captures is not None:
             self.captures.ran(slots_N, ends_N)
-        if self._live:
+        if not self._repeated:
+            self._settle()
+        # Of steps that repeat one another the last one's ends are the furthest.
+        self._ran = (slots_N, ends_N) if self._live else None
+
+    def _settle(self) -> None:
+        if self._ran is not None:
+            slots_N, ends_N = self._ran
             self._end_S[slots_N] = np.maximum(self._end_S[slots_N], ends_N)
+            self._ran = None
 
     # -- proof ----------------------------------------------------------------------------------
 
@@ -240,6 +252,7 @@ class Steering(TokenRows):
 
     def receipt(self, name: str) -> dict[str, int | float | str | None]:
         """Take the receipt: how many requests it covers and the distinct positions per phase."""
+        self._settle()
         receipt = self._receipts.take(name)
         for request, (of, proof) in self._live.items():
             if of is receipt:

@@ -34,7 +34,8 @@ class TokenRows:
         self._device_slots_S4 = torch.zeros(slots, 4, dtype=torch.int32, device=self._device)
         self._changed = False
         self._written = 0
-        self._standing: tuple[Array, int] | None = None
+        self._standing: tuple[bytes, int] | None = None
+        self._repeated = False
         self.probe: Tensor | None = None
 
     def grow(self) -> None:
@@ -69,6 +70,7 @@ class TokenRows:
         repeat the one before them with the same rows, and cost nothing.
         """
         self._before()
+        self._repeated = False
         if not self._used and not self._written:
             return
         if self._stands(decoding, tokens):
@@ -91,16 +93,13 @@ class TokenRows:
         if decoding is None:
             return False
         slots_N, positions_N = decoding
-        stands = (
-            last is not None
-            and not self._changed
-            and last[1] == tokens
-            and np.array_equal(last[0], slots_N)
-        )
+        # Bytes, because comparing arrays takes many times as long while the caches are cold.
+        step = slots_N.tobytes(), tokens
+        self._repeated = step == last and not self._changed
         # Behind the prompt and the start a request keeps its row for as long as it keeps its slot.
-        if stands or bool((positions_N >= self._slots_S4[slots_N, LENGTH:].max(-1)).all()):
-            self._standing = slots_N, tokens
-        return stands
+        if self._repeated or (positions_N >= self._slots_S4[slots_N, LENGTH:].max(-1)).all():
+            self._standing = step
+        return self._repeated
 
     def warm_up(self) -> None:
         """Compile what a step needs, before somebody waits for it."""
@@ -120,6 +119,7 @@ class TokenRows:
     def place(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
         """Set the rows of a step whose batch is known to the host."""
         self._before()
+        self._repeated = False
         if not self._used and not self._written:
             return
         tokens = int(counts_N.sum())
@@ -140,7 +140,7 @@ class TokenRows:
 
     def rest(self) -> None:
         """Set every row to 0, or to the self-test's: a batch that belongs to no request."""
-        self._standing = None
+        self._standing, self._repeated = None, False
         if self.probe is not None:
             self._fill(self.probe)
             self._written = len(self.probe)

@@ -101,6 +101,8 @@ def install() -> None:
 def _tested(original: Any) -> Any:
     @functools.wraps(original)
     def compile_or_warm_up_model(self: Any) -> Any:
+        # Before vLLM has warmed up: afterwards it warns of kernels that are compiled.
+        steering_of(self.model_runner).warm_up()
         out = original(self)
         self.model_runner.workbench_report = selftest(self.model_runner)
         return out
@@ -117,7 +119,6 @@ def selftest(runner: Any) -> Report:
     """
     steering = steering_of(runner)
     paths = (runner_v2 if hasattr(runner, "model_state") else runner_v1).paths(runner)
-    steering.warm_up()
     attention = runner.compilation_config.static_forward_context.values()
     with silent_attention(attention):
         return SelfTest(
