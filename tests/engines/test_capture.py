@@ -71,7 +71,7 @@ class Batches:
             self.steering.expand(
                 positions, first_N1, torch.from_numpy(slots_N), len(runs), tokens + 2
             )
-        self.steering.ran(slots_N, starts_N + counts_N)
+        self.steering.ran(slots_N, starts_N, counts_N)
         # A token is what its request and position make it, whenever it runs.
         h_TD = torch.stack([self.token(*place) for place in places])
         if not self.host:
@@ -285,7 +285,7 @@ def test_a_compiler_takes_the_sums_into_its_graph():
     for start, count in ((0, 2), (2, 2)):
         b.steering.place(slots_N, np.array([start]), np.array([count]))
         compiled(h_TD[start : start + count])
-        b.steering.ran(slots_N, np.array([start + count]))
+        b.steering.ran(slots_N, np.array([start]), np.array([count]))
     found = load(b.take("one")[0])["one.mean"]
     b.steering.remove("r")
     torch.testing.assert_close(found, streams_of(b.toy, h_TD)[:, 1:].mean(1).float())

@@ -44,7 +44,7 @@ class Run:
             first_N1 = torch.tensor([0, count, 2 * count])
             self.steering.expand(positions_T, first_N1, torch.from_numpy(slots_N), 2, 2 * count)
         out = self.toy(self.h_TD[start : start + count].repeat(2, 1))
-        self.steering.ran(slots_N, starts_N + counts_N)
+        self.steering.ran(slots_N, starts_N, counts_N)
         return out[count:] if isinstance(out, torch.Tensor) else sum(out)[count:]
 
     def projection(self):

@@ -194,7 +194,7 @@ def test_steps_that_repeat_the_last_one_cost_nothing_and_are_never_wrong(host):
                 tokens,
                 decoding,
             )
-        steering.ran(slots_N, starts_N + np.array(counts))
+        steering.ran(slots_N, starts_N, np.array(counts))
         true_T = torch.zeros_like(steering.table.row_of_token_T)
         whose = np.repeat(slots_N, counts)
         for t, (slot, p) in enumerate(zip(whose, positions, strict=True)):
@@ -214,11 +214,11 @@ def test_a_receipt_counts_nothing_of_an_unsteered_request_that_had_the_slot_befo
     for turn in range(3):
         at_N = np.array([1 + turn, 10 + turn])
         steering.place(slots_N, at_N, one_N)
-        steering.ran(slots_N, at_N + 1)
+        steering.ran(slots_N, at_N, one_N)
     steering.remove("plain")
     steering.add("next", {STEER: REQUESTS["add"], STEER_ID: "id"}, 2, 0, 1)
     steering.place(slots_N, np.array([4, 0]), one_N)
-    steering.ran(slots_N, np.array([5, 1]))
+    steering.ran(slots_N, np.array([4, 0]), one_N)
     steering.remove("next")
     receipt = steering.receipt("id")
     assert (receipt["prompt"], receipt["decode"]) == (1, 0)
@@ -282,11 +282,11 @@ def test_receipts_count_positions_once_over_preemption_and_cache():
     slots_N = steering.slots(["r"])
     for start, count in ((1, 2), (3, 1), (4, 1), (5, 1)):
         steering.place(slots_N, np.array([start]), np.array([count]))
-        steering.ran(slots_N, np.array([start + count]))
+        steering.ran(slots_N, np.array([start]), np.array([count]))
     steering.remove("r")
     steering.add("r", extra, 4, 2)
     slots_N = steering.slots(["r"])
-    steering.ran(slots_N, np.array([7]))
+    steering.ran(slots_N, np.array([2]), np.array([5]))
     wanted = {"requests": 1, "prompt": 3, "decode": 3, "cached": 1, "rows": 1, "least": 7}
     assert steering.receipt("one") == {**wanted, "problem": "", "declined": 0, "projection": None}
     assert steering.receipt("one")["requests"] == 0
@@ -302,9 +302,9 @@ def test_an_id_keeps_no_more_of_many_requests_than_their_sums():
         steering.add(request, long, 4, 1 if number < 5 else 0)
         # A few come less far than the others, and are the first to be summed.
         end = 4 if number < 5 else 6
-        steering.ran(steering.slots([request]), np.array([end]))
+        steering.ran(steering.slots([request]), np.array([0]), np.array([end]))
         steering.remove(request)
-    steering.ran(steering.slots(["long"]), np.array([9]))
+    steering.ran(steering.slots(["long"]), np.array([0]), np.array([9]))
     kept = steering._receipts.under("many")
     assert len(kept._ended) == ENDED_KEPT and len(kept._running) == 1
     receipt = steering.receipt("many")

@@ -46,7 +46,7 @@ class Server:
     def step(self, request, start, count):
         slots_N = self.steering.slots([request])
         self.steering.place(slots_N, np.array([start]), np.array([count]))
-        self.steering.ran(slots_N, np.array([start + count]))
+        self.steering.ran(slots_N, np.array([start]), np.array([count]))
         self.toy(torch.randn(min(count, TOKENS), WIDTH))
 
     async def write(self, name, send, tokens, pause=0.0, together=1):

@@ -90,7 +90,7 @@ def _prepare_inputs(
         starts_N = np.asarray(batch.num_computed_tokens_cpu[:count], dtype=np.int64)
         counts_N = np.asarray(num_scheduled_tokens[:count], dtype=np.int64)
         steering.place(slots_N, starts_N, counts_N)
-        steering.ran(slots_N, starts_N + counts_N)
+        steering.ran(slots_N, starts_N, counts_N)
     return out
 
 

@@ -91,7 +91,8 @@ def _steered(cls: Any) -> type:
                 )
                 steering.ran(
                     input_batch.idx_mapping_np,
-                    input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens,
+                    input_batch.num_computed_tokens_np,
+                    input_batch.num_scheduled_tokens,
                 )
             return super().prepare_inputs(input_batch, req_states)
 

@@ -55,7 +55,7 @@ class Steering(TokenRows):
         self._free = list(range(slots))
         self._given = False
         self._end_S = np.zeros(slots, dtype=np.int64)
-        self._ran: tuple[Array, Array] | None = None
+        self._ran: tuple[Array, Array, Array] | None = None
         self._live: dict[str, tuple[Receipt, Proof]] = {}
         self._receipts = Receipts()
         self.refused: dict[str, str] = {}
@@ -230,19 +230,19 @@ class Steering(TokenRows):
         if self.captures is not None:
             self.captures.rest()
 
-    def ran(self, slots_N: Array, ends_N: Array) -> None:
-        """Note how far the requests of a step come with it."""
+    def ran(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
+        """Note how far the requests of a step come with it; the arrays must stay as they are."""
         if self.captures is not None:
-            self.captures.ran(slots_N, ends_N)
+            self.captures.ran(slots_N, starts_N, counts_N)
         if not self._repeated:
             self._settle()
-        # Of steps that repeat one another the last one's ends are the furthest.
-        self._ran = (slots_N, ends_N) if self._live else None
+        # Of steps that repeat one another the last one comes furthest.
+        self._ran = (slots_N, starts_N, counts_N) if self._live else None
 
     def _settle(self) -> None:
         if self._ran is not None:
-            slots_N, ends_N = self._ran
-            self._end_S[slots_N] = np.maximum(self._end_S[slots_N], ends_N)
+            slots_N, starts_N, counts_N = self._ran
+            self._end_S[slots_N] = np.maximum(self._end_S[slots_N], starts_N + counts_N)
             self._ran = None
 
     # -- proof ----------------------------------------------------------------------------------

@@ -306,11 +306,11 @@ class Captures(TokenRows):
                     end, int(self._slots_S4[capture.slot, START])
                 )
 
-    def ran(self, slots_N: Array, ends_N: Array) -> None:
+    def ran(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
         """Note how far the requests of a step come with it."""
         if not self._running:
             return
-        end_of = dict(zip(slots_N.tolist(), ends_N.tolist(), strict=True))
+        end_of = dict(zip(slots_N.tolist(), (starts_N + counts_N).tolist(), strict=True))
         for capture in self._running.values():
             capture.end = max(capture.end, end_of.get(capture.slot, 0))
             if capture.trace is not None:
