@@ -1,12 +1,17 @@
 """What steering costs in real vLLM on a CUDA device: GPU time of a decode step, host time, tokens a second.
 
     python benchmarks/_gpu_steering_cost.py [--starts "1.5B,8B;1.5B"] [--ways baseline,plugin]
-                                            [--prefix-cache] [--results FOLDER]
+                                            [--prefix-cache] [--cells 1:0,32:32]
+                                            [--fresh] [--kernels] [--results FOLDER]
 
 A start of a shape is a process of each way. Those between semicolons of `--starts` live at once and take
 turns, cell by cell, so that plugin and baseline alternate under the same conditions. A process measures
 the replay of the decode graph (CUDA events behind a short sleep, so that no launch is in it), the host's
 part (`prepare_inputs` of the model state, where the plugin works), and whole calls by the clock.
+
+vLLM keeps what it compiled, and Inductor chooses among kernels by timing them, which processes beside it
+disturb: two compilations of the same code differ by more than steering costs. With `--fresh` every
+process compiles anew while no other one works. `--kernels` adds the kernels of a step, by name.
 
 n requests decode 128 tokens each, all blocks steered by K distinct vectors in turn.
 """
@@ -24,6 +29,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +56,9 @@ def main() -> None:
     parser.add_argument("--starts", default=";".join(["1.5B"] * 5), help="see above")
     parser.add_argument("--ways", default="baseline,plugin", help=f"of {', '.join(WAYS)}")
     parser.add_argument("--prefix-cache", action="store_true", help="with vLLM's prefix cache")
+    parser.add_argument("--cells", type=cells, default=CELLS, help="n:K, joined by commas")
+    parser.add_argument("--fresh", action="store_true", help="compile in each process, alone")
+    parser.add_argument("--kernels", action="store_true", help="add the kernels of a step")
     parser.add_argument("--results", type=Path, help="folder to append to")
     parser.add_argument("--child", choices=list(WAYS))
     parser.add_argument("--shape", choices=list(SHAPES))
@@ -73,6 +82,11 @@ def main() -> None:
                 turns(group, ways, given, Path(folder), rows)
     finally:
         publish(rows, given)
+
+
+def cells(text: str) -> list[tuple[int, int]]:
+    """Pairs of requests and vectors."""
+    return [(int(n), int(k)) for n, k in (cell.split(":") for cell in text.split(","))]
 
 
 def publish(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
@@ -102,30 +116,41 @@ def turns(
         for shape, way in group:
             children.append(stack.enter_context(launch(shape, way, given, work)))
             stack.callback(children[-1].terminate)
+            if given.fresh:
+                answer(children[-1])
         for shape in set(shapes):
             norms = dict.fromkeys(range(SHAPES[shape]["num_hidden_layers"]), 1.0)
-            save_vectors(work / shape, max(n for n, _ in CELLS), SHAPES[shape], norms)
-        for process in children:
+            save_vectors(work / shape, max(k for _, k in given.cells), SHAPES[shape], norms)
+        for process in () if given.fresh else children:
             answer(process)
         print(f"{group} ready after {time.monotonic() - began:.0f} s", flush=True)
-        for n, k in CELLS:
+        for n, k in given.cells:
             for (shape, way), process in zip(group, children, strict=True):
                 if k and way == "baseline":
                     continue
                 process.stdin.write(f"{n} {k}\n")
                 process.stdin.flush()
                 rows.append({"shape": shape, "way": way, **answer(process)})
-                print(json.dumps(rows[-1]), flush=True)
+                shown = {name: v for name, v in rows[-1].items() if name != "kernels"}
+                print(json.dumps(shown), flush=True)
     print(f"ended after {time.monotonic() - began:.0f} s", flush=True)
 
 
 def launch(shape: str, way: str, given: argparse.Namespace, work: Path) -> Any:
     """A process that waits for cells on its standard input."""
     command = [sys.executable, __file__, "--child", way, "--work", str(work), "--shape", shape]
-    command += ["--prefix-cache"] * given.prefix_cache
+    command += ["--prefix-cache"] * given.prefix_cache + ["--kernels"] * given.kernels
+    command += ["--cells", ",".join(f"{n}:{k}" for n, k in given.cells)]
     found = environment(work, **WAYS[way]) | {"WORKBENCH_LIBRARY": str(work / shape / "library")}
+    found["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
+    if given.fresh:
+        # Compiled code of Triton's is the same whoever compiled it: only choices are made anew.
+        anew = tempfile.mkdtemp(dir=work)
+        found |= {"VLLM_CACHE_ROOT": anew, "TORCHINDUCTOR_CACHE_DIR": f"{anew}/inductor"}
+        found |= {"TRITON_CACHE_DIR": str(Path.home() / ".triton" / "cache")}
+        found["TORCHINDUCTOR_COMPILE_THREADS"] = str(os.cpu_count())
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=found | {"TORCHINDUCTOR_COMPILE_THREADS": "4"}, **pipes)
+    return subprocess.Popen(command, env=found, **pipes)
 
 
 def answer(process: Any) -> dict[str, Any]:
@@ -148,7 +173,7 @@ def child(given: Any) -> None:
         edit.early = lambda x: x
         os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"
     shape = SHAPES[given.shape]
-    sizes = sorted({n for n, _ in CELLS})
+    sizes = sorted({n for n, _ in given.cells})
     llm = start(
         given.work / given.shape,
         load_format="dummy",
@@ -170,6 +195,8 @@ def child(given: Any) -> None:
     for line in sys.stdin:
         n, k = map(int, line.split())
         row = measure(llm, n, k, shape["num_hidden_layers"], draw, graph, host)
+        if given.kernels:
+            row["kernels"] = kernels(graph.last)
         print(MARK + json.dumps(row), flush=True)
 
 
@@ -205,6 +232,19 @@ def measure(
     }
 
 
+def kernels(step: Any) -> dict[str, list[float]]:
+    """How often each kernel runs in a step, and its microseconds together."""
+    import torch
+
+    again = 10
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(again):
+            step()
+        torch.cuda.synchronize()
+    found = profile.key_averages()
+    return {e.key: [e.count / again, round(e.self_device_time_total / again, 2)] for e in found}
+
+
 class Timer:
     """Times of calls in microseconds: on the device between two events that follow a sleep, or the host's."""
 
@@ -212,6 +252,7 @@ class Timer:
         self.on = False
         self.events: list[tuple[Any, Any]] = []
         self.hosts: list[float] = []
+        self.last: Any = None
 
     def around(self, call: Any, device: bool = False) -> Any:
         """The call, timed while `on`."""
@@ -225,6 +266,7 @@ class Timer:
                 out = call(*args, **kw)
                 self.hosts.append((time.perf_counter() - started) * 1e6)
                 return out
+            self.last = partial(call, *args, **kw)
             # While the device sleeps the host runs ahead: launches are then not part of the time.
             torch.cuda._sleep(1_500_000)
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
