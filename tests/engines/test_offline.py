@@ -52,6 +52,7 @@ STEPS = {
     "long steered, salted again": [ask(IDS, "axis=2.0:1", tokens=8, salt="a")],
     "long after": [ask(IDS, tokens=8)],
     **{f"score {steer}": [ask(IDS, steer, 1, score=100)] for steer in ["", *SCORED]},
+    "score object": [ask(IDS, json.loads(LATE), 1, score=100)],
     "lost": ["lost", ask(IDS, "axis=2.0:2", tokens=8), ask(IDS, tokens=8)],
     "found": [ask(IDS, "axis=2.0:2", tokens=8)],
     "decided": [ask(IDS, s, 30) for s in (NEVER, EVER, "axis=2.0:0/decode", "")],
@@ -152,6 +153,9 @@ def test_prompts_in_chunks_score_as_in_transformers(found, tiny_workbench):
         score = sum(found["steps"][f"score {steer}"][0]["score"])
         assert score == pytest.approx(wanted, abs=0.05), steer
         assert abs(score - plain) > 0.5, "it would pass unsteered"
+    as_object = sum(found["steps"]["score object"][0]["score"])
+    as_text = sum(found["steps"][f"score {LATE}"][0]["score"])
+    assert as_object == pytest.approx(as_text, abs=1e-3)
 
 
 def test_the_prompt_decides_whether_what_follows_is_steered(found):

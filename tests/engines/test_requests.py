@@ -10,7 +10,7 @@ import re
 import httpx
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from vectors.errors import SteeringNotApplied, WorkbenchError
@@ -201,6 +201,21 @@ def test_whatever_is_sent_as_steering_is_refused_in_a_sentence(engine, post, tin
     if not right:
         words = reply.json()["error"]["message"]
         assert len(words) > 20 and "Traceback" not in words and "Error(" not in words, words
+
+
+@settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(steer=st.one_of(HALF_RIGHT, st.dictionaries(st.text(max_size=5), JSON, max_size=3)))
+def test_an_object_says_what_its_text_says(post, steer):
+    assume(all(word not in json.dumps(steer) for word in ("NaN", "Infinity")))  # no HTTP body can
+    as_object, as_text = (
+        post(max_tokens=1, logprobs=1, vllm_xargs={"steer": one})
+        for one in (steer, json.dumps(steer))
+    )
+    assert as_object.status_code == as_text.status_code, as_object.text
+    if as_text.status_code == 200:
+        assert texts(as_object) == texts(as_text)
+    else:
+        assert as_object.json()["error"]["message"] == as_text.json()["error"]["message"]
 
 
 def test_the_engine_is_the_same_afterwards(engine, post):

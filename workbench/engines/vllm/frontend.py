@@ -18,7 +18,7 @@ from workbench.engines.vllm.capture.spec import CAPTURE, PROJECT
 from workbench.engines.vllm.lora import check_folder
 from workbench.engines.vllm.resolver import Resolver, shape_of
 from workbench.engines.vllm.settings import Settings, library_and_base
-from workbench.engines.vllm.spec import STEER, Resolved, receipt_id
+from workbench.engines.vllm.spec import STEER, Resolved, as_text, receipt_id
 
 __all__ = ["install"]
 
@@ -54,7 +54,7 @@ def install() -> None:
                 raise GrammarError(
                     "Steering does not work with inputs that are streamed in; send the whole prompt."
                 )
-            resolved = resolve(extra[STEER], shape_of(self.vllm_config))
+            resolved = resolve(as_text(extra[STEER]), shape_of(self.vllm_config))
             _check_operators(resolved, settings)
             if resolved.condition is not None:
                 check_engine(settings)

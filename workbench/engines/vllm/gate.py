@@ -20,6 +20,7 @@ import re
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from fastapi import FastAPI
 
 from vectors.errors import InputError
 from workbench.engines.base import BASE_WEIGHTS, LORA
-from workbench.engines.vllm import lora
+from workbench.engines.vllm import bodies, lora
 from workbench.engines.vllm.capture.stream import Streams
 from workbench.engines.vllm.endpoints import WorkbenchEndpoints
 from workbench.engines.vllm.paths import OURS
@@ -188,8 +189,10 @@ class WeightGate:
             return
         self.client = scope["app"].state.engine_client
         digest = wanted.removeprefix(LORA) if wanted.startswith(LORA) else ""
+        changes: list[Callable[[bytes], bytes]] = [bodies.with_steer_as_text]
         if digest:
-            receive = await lora.renamed(receive, digest)
+            changes.append(partial(bodies.for_lora, model=digest))
+        receive = await bodies.changed(receive, *changes)
         try:
             await self.turns.enter(BASE_WEIGHTS if digest else wanted)
         except Exception as error:

@@ -12,7 +12,6 @@ import asyncio
 import json
 import math
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,10 @@ from workbench.engines.base import LoraReceipt
 from workbench.engines.lora import LoraFile, lora_folder, read_lora_file
 from workbench.engines.vllm.settings import LORAS, check_room
 
-__all__ = ["HEADER", "Loras", "check_folder", "load", "renamed", "room"]
+__all__ = ["HEADER", "Loras", "check_folder", "load", "room"]
 
 HEADER = "x-workbench-lora"
 NEAR = 0.02  # bf16 rounds each factor by up to 0.004
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Loras:
@@ -156,32 +153,3 @@ def check_folder(request: Any) -> None:
         )
     if (os.environ.get(LORAS) or "-") == str(folder.parent):
         os.utime(folder)  # who is used stays; see `workbench.engines.lora`
-
-
-async def renamed(receive: Receive, model: str) -> Receive:
-    """The request that `receive` brings, asking for another model.
-
-    vLLM takes a request's LoRA from its `model`; setting it here means that header and body agree.
-    """
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            break
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    try:
-        asked = json.loads(body)
-        body = json.dumps({**asked, "model": model}).encode()
-    except (ValueError, TypeError):
-        pass  # no JSON object; vLLM's own refusal says so
-    sent = False
-
-    async def again() -> MutableMapping[str, Any]:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again

@@ -42,6 +42,7 @@ __all__ = [
     "Parsed",
     "Resolved",
     "Row",
+    "as_text",
     "check_vector",
     "known",
     "parse_request",
@@ -272,6 +273,20 @@ def resolve_request(text: str, library: Library, base: str) -> Resolved:
         InputError: see `parse_request` and `resolve`.
     """
     return resolve(parse_steering(text), partial(known, library), base)
+
+
+def as_text(steer: Any) -> Any:
+    """What a client sent as `steer`, its JSON form as text where it sent the object itself.
+
+    Raises:
+        GrammarError: an object that JSON cannot hold.
+    """
+    if not isinstance(steer, dict):
+        return steer
+    try:
+        return json.dumps(steer)
+    except (TypeError, ValueError) as error:
+        raise GrammarError(f"'{STEER}' has something that is no JSON: {error}.") from error
 
 
 def parse_steering(text: str) -> Parsed:

@@ -1,0 +1,64 @@
+"""What a client sends, changed on its way to vLLM."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from workbench.engines.vllm.spec import STEER, as_text
+
+__all__ = ["Receive", "changed", "for_lora", "with_steer_as_text"]
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_OBJECT = re.compile(rf'"{STEER}"\s*:\s*\{{'.encode())
+_ODD = (ValueError, TypeError, KeyError, RecursionError)
+"""What bodies raise that vLLM refuses in words of its own."""
+XARGS = "vllm_xargs"
+
+
+async def changed(receive: Receive, *changes: Callable[[bytes], bytes]) -> Receive:
+    """The request that `receive` brings, its body changed."""
+    parts: list[bytes] = []
+    message: MutableMapping[str, Any] = {"more_body": True}
+    while message.get("more_body"):
+        message = await receive()
+        parts.append(message.get("body", b""))
+    if message["type"] == "http.request":
+        body = b"".join(parts)
+        for change in changes:
+            body = change(body)
+        message = {"type": "http.request", "body": body, "more_body": False}
+    sent = False
+
+    async def again() -> MutableMapping[str, Any]:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return message  # or that the client has gone
+
+    return again
+
+
+def for_lora(body: bytes, model: str) -> bytes:
+    """Ask for another model: vLLM takes a request's LoRA from it, so header and body agree."""
+    try:
+        return json.dumps({**json.loads(body), "model": model}).encode()
+    except _ODD:
+        return body
+
+
+def with_steer_as_text(body: bytes) -> bytes:
+    """The JSON form of `steer` as text, which alone vLLM lets through, where it came as an object."""
+    if not _OBJECT.search(body):
+        return body
+    try:
+        asked = json.loads(body)
+        extra = asked[XARGS]
+        asked[XARGS] = {**extra, STEER: as_text(extra[STEER])}
+        return json.dumps(asked).encode()
+    except _ODD:
+        return body
