@@ -11,7 +11,8 @@ part (`prepare_inputs` of the model state, where the plugin works), and whole ca
 
 vLLM keeps what it compiled, and Inductor chooses among kernels by timing them, which processes beside it
 disturb: two compilations of the same code differ by more than steering costs. With `--fresh` every
-process compiles anew while no other one works. `--kernels` adds the kernels of a step, by name.
+process compiles anew while no other one works. `--kernels` adds the kernels of a step by name, those
+that differ most from the baseline's.
 
 n requests decode 128 tokens each, all blocks steered by K distinct vectors in turn.
 """
@@ -93,12 +94,21 @@ def publish(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
     """Append each shape to the results, then print its table."""
     for shape in sorted({row["shape"] for row in rows}):
         these = [row for row in rows if row["shape"] == shape]
-        numbers = {"shape": shape, "prefix_cache": given.prefix_cache, "rows": these}
-        numbers["summary"] = summary(these)
+        kernels = differences(these)
+        for row in these:
+            row.pop("kernels", None)
+        numbers = {"shape": shape, "prefix_cache": given.prefix_cache, "fresh": given.fresh}
+        numbers |= {"rows": these, "summary": summary(these), "kernels": kernels}
         if given.results:
             append("steering", numbers, given.results)
         print(f"\n{shape}")
         show(numbers["summary"])
+        for row in kernels:
+            print(
+                "{way:10} {n:4} {more_us:+8.1f} us  {times:g} times ({more_times:+g})  {kernel}".format(
+                    **row
+                )
+            )
 
 
 def turns(
@@ -241,8 +251,11 @@ def kernels(step: Any) -> dict[str, list[float]]:
         for _ in range(again):
             step()
         torch.cuda.synchronize()
-    found = profile.key_averages()
-    return {e.key: [e.count / again, round(e.self_device_time_total / again, 2)] for e in found}
+    return {
+        event.key: [event.count / again, round(event.self_device_time_total / again, 2)]
+        for event in profile.key_averages()
+        if event.self_device_time_total
+    }
 
 
 class Timer:
@@ -305,6 +318,31 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row["host_us"] = round(statistics.median(r["host_us"] for r in these), 1)
         row["tokens_per_s"] = [rates[0], statistics.median(rates), rates[-1]]
         found.append(row)
+    return found
+
+
+def differences(rows: list[dict[str, Any]], most: int = 10) -> list[dict[str, Any]]:
+    """The kernels whose time in a step differs most from the baseline's, medians over the starts."""
+    found = []
+    for way, n in sorted({(r["way"], r["n"]) for r in rows if r["way"] != "baseline"}):
+        both = [
+            [r["kernels"] for r in rows if (r["way"], r["n"]) == (one, n) and "kernels" in r]
+            for one in ("baseline", way)
+        ]
+        if not all(both):
+            continue
+        names = {name for starts in both for kernels in starts for name in kernels}
+        base, ours = (
+            {
+                name: [statistics.median(k.get(name, [0, 0])[i] for k in starts) for i in (0, 1)]
+                for name in names
+            }
+            for starts in both
+        )
+        for name in sorted(names, key=lambda name: -abs(ours[name][1] - base[name][1]))[:most]:
+            times, more = ours[name][0] - base[name][0], round(ours[name][1] - base[name][1], 2)
+            row = {"way": way, "n": n, "kernel": name, "more_us": more}
+            found.append(row | {"times": ours[name][0], "more_times": times})
     return found
 
 
