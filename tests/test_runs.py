@@ -168,6 +168,16 @@ def test_a_run_that_ends_between_two_looks_has_not_failed(
     assert read_run(folder).state.state == "done"
 
 
+def test_a_killed_run_took_until_it_wrote_its_last(runs: Runs) -> None:
+    began = time.time() - 1000
+    folder = a_run(runs, state="running", process="1:1.00", started_at=began)
+    os.utime(folder / "state.json", (began + 50, began + 50))
+    assert read_run(folder).seconds == pytest.approx(50)
+    (folder / "log.txt").write_text("more")
+    os.utime(folder / "log.txt", (began + 80, began + 80))
+    assert read_run(folder).seconds == pytest.approx(80)
+
+
 def test_a_run_that_never_began(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = a_run(runs)
     assert read_run(folder).state.state == "queued"

@@ -152,10 +152,16 @@ def read_run(folder: Path) -> RunView:
                 "state": "failed",
                 "error": _killed(record),
                 "error_kind": "RunFailed",
-                "ended_at": state.ended_at or state.started_at,
+                "ended_at": state.ended_at or _last_word(folder, state),
             }
         )
     return RunView(record=record, state=state, folder=folder)
+
+
+def _last_word(folder: Path, state: RunState) -> float:
+    """When a run that was killed last wrote something."""
+    files = [folder / name for name in ("state.json", "events.jsonl", "log.txt")]
+    return max([state.started_at, *(f.stat().st_mtime for f in files if f.exists())])
 
 
 def _killed(record: RunRecord) -> str:
