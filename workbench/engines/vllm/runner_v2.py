@@ -80,7 +80,7 @@ def _steered(cls: Any) -> type:
             steering = self.workbench_steering
             if not input_batch.req_ids or not steering.knows(input_batch.req_ids[0]):
                 steering.rest()  # a dummy batch
-            else:
+            elif not steering.idle:
                 steering.expand(
                     input_batch.positions,
                     input_batch.query_start_loc,
