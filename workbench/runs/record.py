@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,9 +160,12 @@ def read_run(folder: Path) -> RunView:
 
 
 def _last_word(folder: Path, state: RunState) -> float:
-    """When a run that was killed last wrote something."""
-    files = [folder / name for name in ("state.json", "events.jsonl", "log.txt")]
-    return max([state.started_at, *(f.stat().st_mtime for f in files if f.exists())])
+    """When a run that was killed last wrote something, as its files say."""
+    times = [state.started_at]
+    for name in ("state.json", "events.jsonl", "log.txt"):
+        with suppress(OSError):  # it may be deleted meanwhile
+            times.append((folder / name).stat().st_mtime)
+    return max(times)
 
 
 def _killed(record: RunRecord) -> str:
