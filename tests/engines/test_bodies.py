@@ -23,7 +23,7 @@ def arrive(messages, *changes):
             return next(rest)
 
         again = await changed(receive, *changes)
-        return await again(), await again()
+        return None if again is None else (await again(), await again())
 
     return asyncio.run(walk())
 
@@ -72,11 +72,5 @@ def test_a_body_in_parts_is_changed_as_one_and_then_the_connection_goes_on():
 
 
 def test_of_a_client_that_left_half_way_nothing_is_made_up():
-    first, _ = arrive(
-        [
-            {"type": "http.request", "body": b'{"a": ', "more_body": True},
-            {"type": "http.disconnect"},
-        ],
-        with_steer_as_text,
-    )
-    assert first == {"type": "http.disconnect"}
+    half = {"type": "http.request", "body": b'{"a": ', "more_body": True}
+    assert arrive([half], with_steer_as_text) is None

@@ -233,3 +233,34 @@ def test_messages_are_refused_by_a_vllm_that_drops_what_steers_them(monkeypatch,
     status, text = post(MESSAGES)
     assert status == 400 and text.count(MESSAGES) == 1
     assert post("/v1/completions")[0] == 200
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_for_a_client_that_left_half_way_no_weights_move(tmp_path, monkeypatch, leaves):
+    for name in ("WORKBENCH_WEIGHTS", "WORKBENCH_CHECKPOINT"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv("WORKBENCH_TOKEN", raising=False)
+    digest = "a" * 64
+    (tmp_path / digest).mkdir()
+    (tmp_path / digest / "config.json").write_text("{}")
+    app = FastAPI()
+    app.state.engine_client = None  # so that a swap would fail, and be answered
+    app.add_middleware(WeightGate)
+    begun = {"type": "http.request", "body": b'{"prompt": ', "more_body": leaves}
+    arriving, sent = iter([begun, {"type": "http.disconnect"}]), []
+
+    async def receive():
+        return next(arriving)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [(b"x-workbench-weights", digest.encode())],
+    }
+    run(app(scope, receive, send))
+    assert [m["status"] for m in sent if "status" in m] == ([] if leaves else [503])

@@ -19,18 +19,18 @@ _ODD = (ValueError, TypeError, KeyError, RecursionError)
 XARGS = "vllm_xargs"
 
 
-async def changed(receive: Receive, *changes: Callable[[bytes], bytes]) -> Receive:
-    """The request that `receive` brings, its body changed."""
+async def changed(receive: Receive, *changes: Callable[[bytes], bytes]) -> Receive | None:
+    """The request that `receive` brings, its body changed; None where the client left half-way."""
     parts: list[bytes] = []
     message: MutableMapping[str, Any] = {"more_body": True}
     while message.get("more_body"):
         message = await receive()
+        if message["type"] != "http.request":
+            return None
         parts.append(message.get("body", b""))
-    if message["type"] == "http.request":
-        body = b"".join(parts)
-        for change in changes:
-            body = change(body)
-        message = {"type": "http.request", "body": body, "more_body": False}
+    body = b"".join(parts)
+    for change in changes:
+        body = change(body)
     sent = False
 
     async def again() -> MutableMapping[str, Any]:
@@ -38,7 +38,7 @@ async def changed(receive: Receive, *changes: Callable[[bytes], bytes]) -> Recei
         if sent:
             return await receive()
         sent = True
-        return message  # or that the client has gone
+        return {"type": "http.request", "body": body, "more_body": False}
 
     return again
 

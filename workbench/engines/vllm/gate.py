@@ -192,7 +192,9 @@ class WeightGate:
         changes: list[Callable[[bytes], bytes]] = [bodies.with_steer_as_text]
         if digest:
             changes.append(partial(bodies.for_lora, model=digest))
-        receive = await bodies.changed(receive, *changes)
+        whole = await bodies.changed(receive, *changes)
+        if whole is None:
+            return  # nobody waits, so no weights move
         try:
             await self.turns.enter(BASE_WEIGHTS if digest else wanted)
         except Exception as error:
@@ -205,7 +207,7 @@ class WeightGate:
                 message["headers"] = [*message.get("headers", []), *names]
             await send(message)
 
-        reply = self.streams.follow(self.client, scope["path"], receive, name_weights)
+        reply = self.streams.follow(self.client, scope["path"], whole, name_weights)
         try:
             if digest:
                 names.append(await self._load_lora(digest, scope))
