@@ -8,7 +8,7 @@ import pytest
 
 from vectors.errors import DoseError, GrammarError
 from vectors.grammar import parse_steer
-from workbench.engines.vllm.spec import parse_request, parse_steering
+from workbench.engines.vllm.spec import as_text, parse_request, parse_steering
 
 TERM = {"name": "a", "dose": 0.5}
 
@@ -71,3 +71,14 @@ def test_a_position_and_a_block_are_whole_numbers(number):
 def test_a_threshold_is_a_number_in_range(bound):
     with pytest.raises(GrammarError, match=r"wrong at condition\.above"):
         parse_steering(form(TERM, condition={"name": "b", "above": bound}))
+
+
+def test_an_object_that_json_cannot_hold_is_refused():
+    deep: dict = {}
+    for _ in range(100_000):
+        deep = {"terms": deep}
+    for steer in (deep, {"dose": object()}, {("a", "b"): 1}):
+        with pytest.raises(GrammarError, match="no JSON"):
+            as_text(steer)
+    assert as_text("cheerful=1") == "cheerful=1" and as_text(["x"]) == ["x"]
+    assert json.loads(as_text({"terms": []})) == {"terms": []}

@@ -285,7 +285,7 @@ def as_text(steer: Any) -> Any:
         return steer
     try:
         return json.dumps(steer)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise GrammarError(f"'{STEER}' has something that is no JSON: {error}.") from error
 
 
