@@ -66,6 +66,8 @@ def _update_states(runner: Any, original: Any, scheduler_output: Any) -> Any:
     steering: Steering = runner.workbench_steering
     for request in scheduler_output.finished_req_ids:
         steering.remove(request)
+    if scheduler_output.scheduled_cached_reqs.resumed_req_ids:
+        steering.look_again()
     for new in scheduler_output.scheduled_new_reqs:
         params = new.sampling_params
         steering.add(

@@ -211,6 +211,12 @@ class Steering(TokenRows):
         if self.captures is not None:
             self.captures.place(slots_N, starts_N, counts_N)
 
+    def look_again(self) -> None:
+        """Take nothing from the last step: a request has gone back to positions that it has run before."""
+        super().look_again()
+        if self.captures is not None:
+            self.captures.look_again()
+
     def _before(self) -> None:
         """Tell the requests whose prompts have run whether they are steered."""
         if not self._conditions.pending:

@@ -70,7 +70,6 @@ class TokenRows:
         repeat the one before them with the same rows, and cost nothing.
         """
         self._before()
-        self._repeated = False
         if not self._used and not self._written:
             return
         if self._stands(decoding, tokens):
@@ -89,7 +88,7 @@ class TokenRows:
 
     def _stands(self, decoding: tuple[Array, Array] | None, tokens: int) -> bool:
         """Whether the buffer holds this step's rows already; what it holds after it is noted."""
-        last, self._standing = self._standing, None
+        last, self._standing, self._repeated = self._standing, None, False
         if decoding is None:
             return False
         slots_N, positions_N = decoding
@@ -100,6 +99,10 @@ class TokenRows:
         if self._repeated or (positions_N >= self._slots_S4[slots_N, LENGTH:].max(-1)).all():
             self._standing = step
         return self._repeated
+
+    def look_again(self) -> None:
+        """Take nothing from the last step: a request has gone back to positions that it has run before."""
+        self._standing = None
 
     def warm_up(self) -> None:
         """Compile what a step needs, before somebody waits for it."""
@@ -119,7 +122,6 @@ class TokenRows:
     def place(self, slots_N: Array, starts_N: Array, counts_N: Array) -> None:
         """Set the rows of a step whose batch is known to the host."""
         self._before()
-        self._repeated = False
         if not self._used and not self._written:
             return
         tokens = int(counts_N.sum())
