@@ -9,7 +9,6 @@ the digest of all that makes it.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import os
 from pathlib import Path
