@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from functools import partial
 
 import pytest
+from tests_support.loops import run
 
 from workbench.engines.vllm.bodies import changed, for_lora, with_steer_as_text
 
@@ -25,7 +25,7 @@ def arrive(messages, *changes):
         again = await changed(receive, *changes)
         return None if again is None else (await again(), await again())
 
-    return asyncio.run(walk())
+    return run(walk())
 
 
 def test_an_object_becomes_text_and_nothing_else_changes():

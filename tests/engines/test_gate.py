@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
+from tests_support.loops import run
 
 from workbench.engines.vllm.gate import GUARDED, HARMLESS, MESSAGES, Turns, WeightGate
 
@@ -46,12 +44,6 @@ class World:
         finally:
             self.active -= 1
             self.turns.leave()
-
-
-def run(walk: Coroutine[Any, Any, None]) -> None:
-    """Run to the end, on a thread of its own: Playwright's loop goes on in this one for the session."""
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, asyncio.wait_for(walk, 20)).result()
 
 
 def test_every_request_runs_on_its_weights_and_none_starves():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from tests_support.loops import run
 from tests_support.toys import TOKENS, WIDTH, make
 
 from workbench.engines.vllm.capture import stream
@@ -16,12 +16,6 @@ from workbench.engines.vllm.capture.spec import CAPTURE_ID, PROJECT
 
 CHAT = "/v1/chat/completions"
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
-
-
-def run(walk):
-    """Run to the end, on a thread of its own: Playwright's loop goes on in this one for the session."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, asyncio.wait_for(walk, 30)).result()
 
 
 class Server:
