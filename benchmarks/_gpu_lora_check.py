@@ -12,11 +12,9 @@ Exits with 1 if anything is wrong.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import os
-import random
 import statistics
 import sys
 import tempfile
@@ -26,11 +24,21 @@ from pathlib import Path
 from typing import Any
 
 from _gpu_engine import SHAPES, environment, prepare, start
-from _gpu_steering_check import DEVICE, OFF, Reference, ids_of, vectors_of
+from _gpu_steering_check import (
+    OFF,
+    Reference,
+    greedy,
+    ids_of,
+    logprobs_of,
+    make_model,
+    off,
+    prompts_of,
+    references,
+    vectors_of,
+)
 
 RANK, ALPHA = 4, 8
 SHAPE = "small"
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 REQUESTS = [
     ("", ""),
     ("a", ""),
@@ -60,22 +68,14 @@ def main() -> None:
 
 def check(work: Path) -> None:
     """Compare everything; leave with 1 where anything is wrong."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
     from workbench.engines.vllm.settings import HELD
 
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(work / SHAPE)
-    made = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
-    made.save_pretrained(work / SHAPE)
+    made = make_model(work, SHAPE)
     loras = {name: make_lora(made, work / name) for name in ("a", "b")}
-    made = made.to(DEVICE).eval()
-    exact, rounded = Reference(copy.deepcopy(made).float(), work), Reference(made, work)
-    draw = random.Random(0)
-    prompts = [[draw.randrange(2, 2048) for _ in range(17 + 3 * n)] for n in range(12)]
+    exact, rounded = references(made, work)
+    prompts = prompts_of(12)
     vectors_of(work, SHAPES[SHAPE], exact, prompts)
     llm = start(
         work / SHAPE,
@@ -92,17 +92,8 @@ def check(work: Path) -> None:
     bad = sum(slots(llm, asked[name], loras[name]) for name in loras)
 
     def ask(which: list[int]) -> list[Any]:
-        params = [
-            SamplingParams(
-                temperature=0.0,
-                max_tokens=24,
-                ignore_eos=True,
-                logprobs=1,
-                detokenize=False,
-                extra_args={"steer": REQUESTS[n][1]} if REQUESTS[n][1] else None,
-            )
-            for n in which
-        ]
+        steers = [REQUESTS[n][1] for n in which]
+        params = [greedy({"steer": steer} if steer else {}) for steer in steers]
         given = [{"prompt_token_ids": prompts[n]} for n in which]
         adapters = [asked.get(REQUESTS[n][0]) for n in which]
         return llm.generate(given, params, use_tqdm=False, lora_request=adapters)
@@ -120,9 +111,11 @@ def make_lora(model: Any, folder: Path) -> dict[str, tuple[Any, Any]]:
     import torch
     from safetensors.torch import save_file
 
+    from workbench.engines.vllm.settings import HELD
+
     factors, tensors = {}, {}
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] in MODULES:
+        if name.rpartition(".")[2] in HELD:
             outs, ins = module.weight.shape
             down_RI = torch.randn(RANK, ins) / math.sqrt(ins)
             up_OR = torch.randn(outs, RANK) * 0.1
@@ -131,7 +124,7 @@ def make_lora(model: Any, folder: Path) -> dict[str, tuple[Any, Any]]:
             tensors[f"base_model.model.{name}.lora_B.weight"] = up_OR.bfloat16()
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": [*MODULES]}
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": [*HELD]}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     return factors
 
@@ -176,21 +169,16 @@ def compare(
 ) -> int:
     """Log-probabilities of each request's tokens; how many requests are wrong."""
     rows, bad = [], 0
-    for n, ((name, steer), reply) in enumerate(zip(REQUESTS, together, strict=True)):
-        ids = ids_of(reply)
-        found = [row[t].logprob for row, t in zip(reply.outputs[0].logprobs, ids, strict=True)]
+    for n, ((name, _), reply) in enumerate(zip(REQUESTS, together, strict=True)):
 
-        def off(reference: Reference, lora: str, given: list[float], n: int = n) -> list[float]:
+        def of(reference: Reference, lora: str, n: int = n) -> list[float]:
             with applied(reference, loras.get(lora)):
-                there = reference.logprobs(prompts[n], ids_of(together[n]), REQUESTS[n][1])
-            return [abs(a - b) for a, b in zip(there, given, strict=True)]
+                return reference.logprobs(prompts[n], ids_of(together[n]), REQUESTS[n][1])
 
-        with applied(exact, loras.get(name)):
-            true = exact.logprobs(prompts[n], ids, steer)
-        theirs = off(rounded, name, true)
+        found, true = logprobs_of(reply), of(exact, name)
         other = {"": "a", "a": "b", "b": "a"}[name]
-        wrong = min(statistics.median(off(exact, lora, found)) for lora in {other, ""} - {name})
-        rows.append((off(exact, name, found), theirs, wrong))
+        wrong = min(statistics.median(off(found, of(exact, x))) for x in {other, ""} - {name})
+        rows.append((off(found, true), off(of(rounded, name), true), wrong))
     usual = max(statistics.median(theirs) for _, theirs, _ in rows)
     most = max(max(theirs) for _, theirs, _ in rows)
     print(f"transformers in bfloat16: at most {most:.3f} off, {usual:.4f} at a request's median")

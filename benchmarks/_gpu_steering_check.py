@@ -91,18 +91,8 @@ def main() -> None:
 
 def check(work: Path, shape: str) -> None:
     """Compare everything; leave with 1 where anything is wrong."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from vllm import SamplingParams
-
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(work / shape)
-    made = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
-    made.save_pretrained(work / shape)
-    made = made.to(DEVICE).eval()
-    exact, rounded = Reference(copy.deepcopy(made).float(), work), Reference(made, work)
-    draw = random.Random(0)
-    prompts = [[draw.randrange(2, 2048) for _ in range(17 + 3 * n)] for n in range(12)]
+    exact, rounded = references(make_model(work, shape), work)
+    prompts = prompts_of(12)
     wanted = cases(vectors_of(work, SHAPES[shape], exact, prompts))
     llm = start(
         work / shape,
@@ -123,17 +113,7 @@ def check(work: Path, shape: str) -> None:
     ]
 
     def ask(which: list[int], more: list[dict[str, str]] | None = None) -> list[Any]:
-        params = [
-            SamplingParams(
-                temperature=0.0,
-                max_tokens=24,
-                ignore_eos=True,
-                logprobs=1,
-                detokenize=False,
-                extra_args=(steered[n] | (more[n] if more else {})) or None,
-            )
-            for n in which
-        ]
+        params = [greedy(steered[n] | (more[n] if more else {})) for n in which]
         given = [{"prompt_token_ids": prompts[n]} for n in which]
         return llm.generate(given, params, use_tqdm=False)
 
@@ -149,9 +129,58 @@ def check(work: Path, shape: str) -> None:
     print("all agree with transformers")
 
 
+def make_model(work: Path, shape: str) -> Any:
+    """A random model of a shape in bfloat16, saved where vLLM finds it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(work / shape)
+    made = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    made.save_pretrained(work / shape)
+    return made
+
+
+def references(model: Any, work: Path) -> tuple[Reference, Reference]:
+    """Plain transformers on the device, in float32 and in bfloat16."""
+    model = model.to(DEVICE).eval()
+    return Reference(copy.deepcopy(model).float(), work), Reference(model, work)
+
+
+def prompts_of(count: int) -> list[list[int]]:
+    """Random prompts, each longer than the one before."""
+    draw = random.Random(0)
+    return [[draw.randrange(2, 2048) for _ in range(17 + 3 * n)] for n in range(count)]
+
+
+def greedy(extra: dict[str, str]) -> Any:
+    """Sampling parameters of a request that is compared, with its extra arguments."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=24,
+        ignore_eos=True,
+        logprobs=1,
+        detokenize=False,
+        extra_args=extra or None,
+    )
+
+
 def ids_of(reply: Any) -> list[int]:
     """The tokens of a reply."""
     return list(reply.outputs[0].token_ids)
+
+
+def logprobs_of(reply: Any) -> list[float]:
+    """The log-probability of each of its tokens."""
+    rows = reply.outputs[0].logprobs
+    return [row[t].logprob for row, t in zip(rows, ids_of(reply), strict=True)]
+
+
+def off(found: list[float], true: list[float]) -> list[float]:
+    """How far each value is from the true one."""
+    return [abs(a - b) for a, b in zip(found, true, strict=True)]
 
 
 def tokens(
@@ -164,14 +193,10 @@ def tokens(
     rounded: Reference,
 ) -> int:
     """Log-probabilities of the tokens of each case; how many cases are wrong."""
-
-    def off(found: list[float], true: list[float]) -> list[float]:
-        return [abs(a - b) for a, b in zip(found, true, strict=True)]
-
     ours, theirs, wrong = [], [], []
     for n, (one, reply) in enumerate(zip(wanted, together, strict=True)):
         ids = ids_of(reply)
-        logprobs = [row[t].logprob for row, t in zip(reply.outputs[0].logprobs, ids, strict=True)]
+        logprobs = logprobs_of(reply)
         true = exact.logprobs(prompts[n], ids, one.right)
         ours.append(off(logprobs, true))
         theirs.append(off(rounded.logprobs(prompts[n], ids, one.right), true))
