@@ -72,7 +72,6 @@ class Steering(TokenRows):
     ) -> None:
         """A request begins, or goes on after it was preempted; `computed` positions are cached."""
         self.remove(request)
-        self._settle()
         self._given = slot is not None
         if slot is None:
             slot = self._free.pop() if self._free else self._grow()
@@ -151,6 +150,7 @@ class Steering(TokenRows):
 
     def remove(self, request: str) -> None:
         """A request has ended or was preempted; unknown ones are none of ours."""
+        self._settle()  # before anybody else has its slot
         if self.captures is not None:
             self.captures.remove(request)
         slot = self._slot_of.pop(request, None)
@@ -160,7 +160,6 @@ class Steering(TokenRows):
             self._free.append(slot)
         if request not in self._live:
             return  # its slot says nothing, and has never said anything else
-        self._settle()
         receipt, proof = self._live.pop(request)
         self._note(proof, slot)
         receipt.end(request)
