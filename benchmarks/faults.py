@@ -242,7 +242,7 @@ class Storm:
             "receipts": len(steering._receipts),
             "refusals": len(steering.refused),
             "counted rows": len(admission._users) + sum(admission._used.values()),
-            "counted requests": len(admission._keys) + len(admission.held),
+            "counted requests": len(admission._rows) + len(admission.held),
             "vLLM's requests": len(self.scheduler.requests),
             "blocks of the cache": pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
         }

@@ -294,6 +294,25 @@ def test_a_row_that_is_replaced_keeps_nothing_of_what_it_held():
     assert table.keep_LP[:, row].tolist() == [1, 0, 0]
 
 
+def test_an_eager_engine_knows_at_which_blocks_any_row_acts():
+    _, steering = make(rows=9, projecting=4, eager=True)
+    bank, draw = steering.bank, random.Random(0)
+    held: list[tuple[int, tuple[Injection, ...]]] = []
+    for _ in range(300):
+        if held and (len(held) == 3 or draw.random() < 0.5):
+            bank.release(held.pop(draw.randrange(len(held)))[0])
+        else:
+            operator = draw.choice(["add", "ablate"])
+            blocks = draw.sample(range(BLOCKS), draw.randint(1, BLOCKS))
+            key = tuple(Injection(draw.choice("ab"), b, 1.0, Phase.ALL, operator) for b in blocks)
+            held.append((bank.acquire(key), key))
+        wanted: dict[int, bool] = {}
+        for _, key in held:
+            for i in key:
+                wanted[i.block] = wanted.get(i.block, False) or i.operator != "add"
+        assert steering.table.live == wanted
+
+
 def test_random_lives_leak_no_row():
     _, steering = make(rows=13, slots=6)
     generator = np.random.default_rng(0)

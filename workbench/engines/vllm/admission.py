@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from vectors.errors import GrammarError
-from vectors.types import Phase
 from workbench.engines.vllm.settings import Settings
 from workbench.engines.vllm.spec import STEER, Resolved, Row
 
@@ -26,7 +25,7 @@ class Admission:
         self._limits = {True: adding, False: projecting}
         self._users: Counter[Row] = Counter()
         self._used = {True: 0, False: 0}
-        self._keys: dict[str, tuple[Row, ...]] = {}
+        self._rows: dict[str, frozenset[Row]] = {}
         self.held: OrderedDict[str, Any] = OrderedDict()
 
     def admit(self, request: str, steer: str | None) -> bool:
@@ -37,27 +36,30 @@ class Admission:
             resolved = Resolved.from_json(steer)
         except GrammarError:
             return True  # the worker refuses it, and its receipt says why
-        keys = {key for phase in (Phase.PROMPT, Phase.DECODE) if (key := resolved.at(phase))}
-        new = Counter(key.adds_only for key in keys if key not in self._users)
+        new = {True: 0, False: 0}
+        for row in resolved.rows:
+            if row not in self._users:
+                new[row.adds_only] += 1
         if any(self._used[adds] + n > self._limits[adds] for adds, n in new.items()):
             return False
         for adds, n in new.items():
             self._used[adds] += n
-        self._users.update(keys)
-        self._keys[request] = tuple(keys)
+        for row in resolved.rows:
+            self._users[row] += 1
+        self._rows[request] = resolved.rows
         return True
 
     def leave(self, request: str) -> None:
         """The request has ended; unknown ones were not steered."""
-        for key in self._keys.pop(request, ()):
-            self._users[key] -= 1
-            if not self._users[key]:
-                del self._users[key]
-                self._used[key.adds_only] -= 1
+        for row in self._rows.pop(request, ()):
+            self._users[row] -= 1
+            if not self._users[row]:
+                del self._users[row]
+                self._used[row.adds_only] -= 1
 
     def may_enter(self, request: str, steer: str | None) -> bool:
         """Whether a request goes straight in: it was let in before, or has a row and no queue."""
-        if not steer or request in self._keys:
+        if not steer or request in self._rows:
             return True
         return not self.held and self.admit(request, steer)
 

@@ -82,7 +82,7 @@ def install() -> None:
 def _check_operators(resolved: Resolved, settings: Settings) -> None:
     if settings.operators:
         return
-    others = {i.operator for i in resolved.injections} - {"add"}
+    others = resolved.operators - {"add"}
     if others:
         raise GrammarError(
             f"This engine was started for the operator 'add' alone, so '{min(others)}' is not "

@@ -66,7 +66,7 @@ class Resolver:
         self._watch = library.watch()
         self._lock = Lock()
         self._mark = (-1, -1)
-        self._texts: dict[str, tuple[Resolved, dict[str, Known]]] = {}
+        self._texts: dict[tuple[str, Shape], tuple[Resolved, dict[str, Known]]] = {}
         self._known: dict[str, Known] = {}
 
     def __call__(self, text: str, shape: Shape = UNKNOWN) -> Resolved:
@@ -77,20 +77,20 @@ class Resolver:
         """
         mark = self._marked()
         with self._lock:
-            found = self._texts.get(text) if isinstance(text, str) else None
-        if found is None or not all(vector.untouched() for vector in found[1].values()):
-            used: dict[str, Known] = {}
+            found = self._texts.get((text, shape)) if isinstance(text, str) else None
+        if found is not None and all(vector.untouched() for vector in found[1].values()):
+            return found[0]
+        used: dict[str, Known] = {}
 
-            def find(ref: str) -> Known:
-                used[ref] = self._find(ref, mark)
-                return used[ref]
+        def find(ref: str) -> Known:
+            used[ref] = self._find(ref, mark)
+            return used[ref]
 
-            found = resolve(parse_steering(text), find, self._base), used
-            if len(text) <= LONGEST:
-                self._keep(self._texts, text, found, mark)
-        resolved, vectors = found
-        for ref, vector in vectors.items():
+        resolved = resolve(parse_steering(text), find, self._base)
+        for ref, vector in used.items():
             check_shape(ref, vector, _blocks(resolved, vector.digest), shape)
+        if len(text) <= LONGEST:
+            self._keep(self._texts, (text, shape), (resolved, used), mark)
         return resolved
 
     def vector(self, ref: str) -> Known:
@@ -118,7 +118,7 @@ class Resolver:
             self._keep(self._known, ref, found, mark)
         return found
 
-    def _keep(self, kept: dict[str, Any], key: str, value: Any, mark: tuple[int, int]) -> None:
+    def _keep(self, kept: dict[Any, Any], key: Any, value: Any, mark: tuple[int, int]) -> None:
         """Remember what was read after `mark`, unless something has changed by now."""
         with self._lock:
             if mark != self._mark:

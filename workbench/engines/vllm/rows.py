@@ -89,12 +89,17 @@ class RowBank:
             self._count(row, -1)
 
     def _count(self, row: int, by: int) -> None:
+        live = self._table.live
+        if live is None:
+            return  # recorded graphs edit at every block
+        projects = row < self._table.projecting
         for block in self._blocks[row]:
             self._live[block] += by
-            self._projected[block] += by * (row < self._table.projecting)
-        if self._table.live is not None:
-            self._table.live.clear()
-            self._table.live.update({b: self._projected[b] > 0 for b, n in self._live.items() if n})
+            self._projected[block] += by * projects
+            if self._live[block]:
+                live[block] = self._projected[block] > 0
+            else:
+                live.pop(block, None)
 
     def _place(self, adds_only: bool) -> int:
         limit = self._limits[adds_only]

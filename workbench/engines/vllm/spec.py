@@ -158,6 +158,16 @@ class Resolved:
         return self._prompt if phase is Phase.PROMPT else self._decode
 
     @cached_property
+    def rows(self) -> frozenset[Row]:
+        """The rows of the table that it needs."""
+        return frozenset(row for row in (self._prompt, self._decode) if row)
+
+    @cached_property
+    def operators(self) -> frozenset[str]:
+        """Those of its injections."""
+        return frozenset(i.operator for i in self.injections)
+
+    @cached_property
     def _prompt(self) -> Row:
         return Row(i for i in self.injections if i.phase is not Phase.DECODE)
 
