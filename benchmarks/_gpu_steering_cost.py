@@ -14,7 +14,8 @@ disturb: two compilations of the same code differ by more than steering costs. W
 process compiles anew while no other one works. `--kernels` adds the kernels of a step by name, those
 that differ most from the baseline's.
 
-n requests decode 128 tokens each, all blocks steered by K distinct vectors in turn.
+n requests decode 128 tokens each, all blocks steered by K distinct vectors in turn. A cell that is named
+again is measured again, in the same start.
 """
 
 from __future__ import annotations
@@ -136,9 +137,10 @@ def turns(
         print(f"{group} ready after {time.monotonic() - began:.0f} s", flush=True)
         for n, k in given.cells:
             for (shape, way), process in zip(group, children, strict=True):
-                if k and way == "baseline":
+                plain = way == "baseline"
+                if plain and k and (n, 0) in given.cells:
                     continue
-                process.stdin.write(f"{n} {k}\n")
+                process.stdin.write(f"{n} {0 if plain else k}\n")
                 process.stdin.flush()
                 rows.append({"shape": shape, "way": way, **answer(process)})
                 shown = {name: v for name, v in rows[-1].items() if name != "kernels"}
@@ -305,14 +307,14 @@ class Timer:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each cell: medians over the starts, their spread, and the ratio to the baseline."""
+    """Each cell: medians over its turns in all starts, their spread, and the ratio to the baseline."""
     found = []
     for way, n, k in sorted({(r["way"], r["n"], r["k"]) for r in rows}):
         these = [r for r in rows if (r["way"], r["n"], r["k"]) == (way, n, k)]
         base = [r["graph_us"] for r in rows if r["way"] == "baseline" and r["n"] == n]
         graphs = [r["graph_us"] for r in these]
         rates = sorted(statistics.median(r["tokens_per_s"]) for r in these)
-        row: dict[str, Any] = {"way": way, "n": n, "k": k, "starts": len(these)}
+        row: dict[str, Any] = {"way": way, "n": n, "k": k, "turns": len(these)}
         row |= {"graph_us": statistics.median(graphs), "range_us": [min(graphs), max(graphs)]}
         row["over"] = row["graph_us"] / statistics.median(base) - 1 if base else None
         row["host_us"] = round(statistics.median(r["host_us"] for r in these), 1)
