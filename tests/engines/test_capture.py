@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from workbench.engines.vllm.capture import captures as captures_module
 from workbench.engines.vllm.capture.spec import (
     CAPTURE,
     CAPTURE_ID,
+    FOLLOW_ID,
     PROJECT,
     Wanted,
     capture_id,
@@ -295,7 +298,15 @@ def test_a_compiler_takes_the_sums_into_its_graph():
 
 
 def project(name, block=1):
-    return {PROJECT: f"a:{block}", CAPTURE_ID: name}
+    """`name` is the client's id; the server has a name of its own for it."""
+    return {PROJECT: f"a:{block}", CAPTURE_ID: name, FOLLOW_ID: f"{name} of the server"}
+
+
+def known(batches, since, ended=()):
+    """What is known of the projections, by the client's ids."""
+    ours = {f"{name} of the server": first for name, first in since.items()}
+    found = batches.steering.captures.projections(ours, [f"{name} of the server" for name in ended])
+    return {name.removesuffix(" of the server"): told for name, told in found.items()}
 
 
 def projections(batches, name, request, positions, block=1):
@@ -347,7 +358,7 @@ def test_a_traced_request_that_was_preempted_goes_on_behind_what_was_noted(host)
     b.step({"r": (0, 3)})
     b.step({"r": (3, 2)})
     b.step({"r": (5, 1)})
-    found, problem = b.steering.captures.projections({"one": 1}, ["one"])["one"]
+    found, problem = known(b, {"one": 1}, ["one"])["one"]
     wanted_T = projections(b, "one", "r", [2, 3, 4, 5])
     assert not problem
     torch.testing.assert_close(torch.tensor(found), wanted_T[1:])
@@ -364,7 +375,7 @@ def test_positions_that_ran_together_cannot_be_told_apart():
     b.steering.add("r", project("one"), 2, 0)
     b.step({"r": (0, 5)})
     b.step({"r": (5, 1)})
-    found, problem = b.steering.captures.projections({"one": 0}, [])["one"]
+    found, problem = known(b, {"one": 0})["one"]
     torch.testing.assert_close(torch.tensor(found), projections(b, "one", "r", [2]))
     assert "preempted" in problem and "preempted" in b.take("one")[1]
 
@@ -374,7 +385,7 @@ def test_projections_are_there_while_the_request_runs_and_are_not_taken():
     b.steering.add("r", project("one"), 3, 0)
     b.steering.add("s", project("two", 2), 2, 0)
     b.step({"r": (0, 3), "s": (0, 2)})
-    read = b.steering.captures.projections
+    read = partial(known, b)
     assert read({"one": 0, "two": 0, "nobody": 0}, ["nobody"]) == {"one": ([], ""), "two": ([], "")}
     wanted = {"one": [], "two": []}
     for n in range(4):
@@ -400,18 +411,20 @@ def test_what_its_client_left_is_forgotten():
     b.step(dict.fromkeys(("kept", "running", "fetched"), (0, 2)))
     b.step(dict.fromkeys(("kept", "running", "fetched"), (2, 1)))
     b.steering.remove("kept")
-    b.steering.captures.forget(["kept", "running", "nobody"])
+    b.steering.captures.forget([f"{name} of the server" for name in ("kept", "running", "nobody")])
     b.step({"running": (3, 1), "fetched": (3, 1)})
     for name in ("running", "fetched"):
         b.steering.remove(name)
     captures = b.steering.captures
     assert list(captures._kept) == ["fetched"] and captures._bytes > 0
+    assert list(captures._followed) == ["fetched of the server"]
     assert "unknown" in b.take("running")[1]
     torch.testing.assert_close(
         load(b.take("fetched")[0])["fetched.projection"],
         projections(b, "fetched", "fetched", [2, 3]),
     )
     assert captures._bytes == 0 and not captures._running and not captures._traces._at
+    assert not captures._followed
 
 
 def test_projections_that_nobody_fetches_expire(monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load
 
 from vectors.errors import SteeringNotApplied, WorkbenchError
 from vectors.steering.controls import random_direction
@@ -254,6 +255,21 @@ def test_an_id_of_a_projection_that_nobody_fetched_serves_again(engine, post):
     for _ in range(3):
         assert '"finish_reason":"length"' in post(stream=True, vllm_xargs=xargs).text
     assert engine._http.get("/workbench/captures/mine1").status_code == 200
+
+
+@pytest.mark.parametrize("extra", [{"capture": "decode"}, {"project": "south"}])
+def test_what_is_still_being_written_is_not_fetched_and_not_lost(engine, extra):
+    body = {"model": "tiny", "prompt": "Hello there", "max_tokens": 200, "stream": True}
+    body |= {"ignore_eos": True, "vllm_xargs": extra | {"capture_id": "early1"}}
+    with engine._http.stream("POST", "/v1/completions", json=body) as reply:
+        lines = reply.iter_lines()
+        assert next(lines).startswith("data: {")
+        early = engine._http.get("/workbench/captures/early1")
+        assert early.status_code == 404 and "still being written" in early.text
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    found = load(engine._http.get("/workbench/captures/early1").raise_for_status().content)
+    count = found["early1.projection"].numel() if "project" in extra else found["early1.count"]
+    assert count == 199
 
 
 def test_what_a_worker_cannot_steer_is_an_error_for_every_client(engine, post, tiny_workbench):

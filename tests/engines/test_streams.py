@@ -8,11 +8,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 from tests_support.loops import run
 from tests_support.toys import TOKENS, WIDTH, make
 
+from workbench.engines.vllm.bodies import followed_as
 from workbench.engines.vllm.capture import stream
-from workbench.engines.vllm.capture.spec import CAPTURE_ID, PROJECT
+from workbench.engines.vllm.capture.spec import CAPTURE, CAPTURE_ID, FOLLOW_ID, PROJECT
+from workbench.engines.vllm.endpoints import WorkbenchEndpoints
 
 CHAT = "/v1/chat/completions"
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -43,10 +47,15 @@ class Server:
         self.steering.ran(slots_N, np.array([start]), np.array([count]))
         self.toy(torch.randn(min(count, TOKENS), WIDTH))
 
-    async def write(self, name, send, tokens, pause=0.0, together=1):
+    async def write(self, name, send, tokens, pause=0.0, together=1, capture_id=""):
         """Answer with so many tokens; the worker hears of the end as late as it may."""
         await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
-        self.steering.add(name, {PROJECT: "a:1", CAPTURE_ID: name}, 3, 0)
+        extra = {PROJECT: "a:1", CAPTURE_ID: capture_id or name, FOLLOW_ID: f"our {name}"}
+        self.steering.add(name, extra, 3, 0)
+        if why := self.steering.refused.pop(name, ""):
+            await body(send, {"error": {"message": why}})
+            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+            return
         for n in range(tokens):
             self.step(name, *((2 + n, 1 if n < tokens - 1 else together) if n else (0, 3)))
             await body(send, chunk(n, "length" if n == tokens - 1 else None))
@@ -58,11 +67,13 @@ class Server:
     async def ask(self, name, tokens, asked=None, path=CHAT, **more):
         """One request through the middleware; the bytes of each event."""
         if asked is None:
-            asked = {"stream": True, "vllm_xargs": {PROJECT: "a:1", CAPTURE_ID: name}}
+            extra = {PROJECT: "a:1", CAPTURE_ID: more.get("capture_id", name)}
+            asked = {"stream": True, "vllm_xargs": extra}
+        data = followed_as(json.dumps(asked).encode(), f"our {name}")
         sent = []
 
         async def receive():
-            return {"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}
+            return {"type": "http.request", "body": data, "more_body": False}
 
         async def send(message):
             if message.get("body"):
@@ -78,6 +89,7 @@ class Server:
 
     def fetched(self, name):
         captures = self.steering.captures
+        name = f"our {name}"
         return captures.projections({name: 0}, [name])[name][0]
 
 
@@ -163,6 +175,74 @@ def test_who_leaves_leaves_nothing_behind():
     assert server.calls[-1] == "workbench_forget"
     assert not captures._kept and not captures._running and not captures._bytes
     assert not server.streams._following and not server.streams._leaving
+    assert not server.streams.unfinished
+
+
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_a_second_stream_under_an_id_that_is_taken_harms_nothing(monkeypatch, first):
+    monkeypatch.setattr(stream, "PACE", 0.0)
+    server = Server()
+
+    async def walk():
+        # Which of them is written first does not matter: only one of them is followed to its end.
+        asked = {
+            name: server.ask(name, 20, pause=0.005, capture_id="same") for name in ("one", "two")
+        }
+        begun = asyncio.create_task(asked.pop(first))
+        await asyncio.sleep(0.03)
+        (other,) = asked.values()
+        refused = await other
+        assert b"still runs" in refused[0] and server.streams.unfinished == {"same": 1}
+        return await begun
+
+    values, _, problem = told(run(walk()))
+    assert len(values) == 19 and not problem and values == server.fetched(first)
+    assert not server.streams.unfinished and not server.streams._following
+
+
+@pytest.mark.parametrize("extra", [{CAPTURE: "decode"}, {CAPTURE: "0"}, {PROJECT: "a:1"}])
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+def test_what_is_captured_is_unfinished_until_the_reply_is(extra, path):
+    server = Server()
+    seen = []
+
+    async def walk():
+        asked = {"stream": True, "vllm_xargs": extra | {CAPTURE_ID: "c1"}}
+        data = followed_as(json.dumps(asked).encode(), "ours")
+
+        async def receive():
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        async def send(message):
+            seen.append(
+                (message["type"], message.get("body", b""), dict(server.streams.unfinished))
+            )
+
+        reply = server.streams.follow(server, path, receive, send)
+        await reply.receive()
+        await server.write("ours", reply.send, 3)
+        server.streams.leave(reply)
+
+    run(walk())
+    assert seen[0][2] == seen[1][2] == {"c1": 1}, "it has begun, and has more to come"
+    last = next(n for n, (_, body, _) in enumerate(seen) if b'"length"' in body)
+    assert all(not unfinished for *_, unfinished in seen[-2:]), "whoever has it all may fetch"
+    assert last == 3 and not seen[last + 2][2]
+
+
+def test_a_fetch_before_its_reply_has_come_is_refused_and_takes_nothing():
+    server, app, endpoints = Server(), FastAPI(), WorkbenchEndpoints()
+    endpoints.attach_router(app)
+    endpoints.engine = server
+
+    async def gate(scope, receive, send):
+        scope.setdefault("state", {})[stream.UNFINISHED] = server.streams.unfinished
+        await app(scope, receive, send)
+
+    server.streams.unfinished["c1"] += 1
+    answer = TestClient(gate).get("/workbench/captures/other,c1")
+    assert answer.status_code == 404 and "'c1' is not complete" in answer.json()["detail"]
+    assert not server.calls
 
 
 @pytest.mark.parametrize(

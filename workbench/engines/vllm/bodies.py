@@ -7,9 +7,10 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from workbench.engines.vllm.capture.spec import FOLLOW_ID, PROJECT
 from workbench.engines.vllm.spec import STEER, as_text
 
-__all__ = ["Receive", "changed", "for_lora", "with_steer_as_text"]
+__all__ = ["Receive", "changed", "extra_of", "followed_as", "for_lora", "with_steer_as_text"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -41,6 +42,22 @@ async def changed(receive: Receive, *changes: Callable[[bytes], bytes]) -> Recei
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
+
+
+def extra_of(body: bytes) -> dict[str, Any]:
+    """What is ours in a body; nothing where vLLM will refuse it."""
+    try:
+        extra = json.loads(body)[XARGS]
+    except _ODD:
+        return {}
+    return extra if isinstance(extra, dict) else {}
+
+
+def followed_as(body: bytes, name: str) -> bytes:
+    """Give a request for projections a name that no other has, whatever id its client chose."""
+    if PROJECT.encode() not in body or PROJECT not in (extra := extra_of(body)):
+        return body
+    return json.dumps({**json.loads(body), XARGS: {**extra, FOLLOW_ID: name}}).encode()
 
 
 def for_lora(body: bytes, model: str) -> bytes:

@@ -7,9 +7,10 @@ import secrets
 from argparse import Namespace
 from typing import Any
 
-from fastapi import FastAPI, Header, HTTPException, Response
+from fastapi import FastAPI, Header, HTTPException, Request, Response
 from starlette.datastructures import State
 
+from workbench.engines.vllm.capture.stream import UNFINISHED
 from workbench.engines.vllm.paths import CAPTURES, HELLO, RECEIPTS
 from workbench.settings import package_version
 
@@ -46,10 +47,16 @@ class WorkbenchEndpoints:
             return (await self._workers("workbench_receipt", receipt))[0]
 
         @app.get(CAPTURES + "/{names}")
-        async def captures(names: str, authorization: str = Header("")) -> Response:
+        async def captures(
+            names: str, request: Request, authorization: str = Header("")
+        ) -> Response:
             """Activations captured under ids joined by commas, as safetensors; taken once."""
             _admit(authorization)
             asked = list(dict.fromkeys(names.split(",")))
+            unfinished = getattr(request.state, UNFINISHED, {})
+            if busy := next((name for name in asked if name in unfinished), ""):
+                words = "its reply is still being written; fetch when it has come."
+                raise HTTPException(404, f"The capture '{busy}' is not complete: {words}")
             found, problem = (await self._workers("workbench_captures", asked))[0]
             if problem:
                 raise HTTPException(404, problem)

@@ -17,6 +17,7 @@ import asyncio
 import json
 import os
 import re
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass, field
@@ -30,7 +31,7 @@ from fastapi import FastAPI
 from vectors.errors import InputError
 from workbench.engines.base import BASE_WEIGHTS, LORA
 from workbench.engines.vllm import bodies, lora
-from workbench.engines.vllm.capture.stream import Streams
+from workbench.engines.vllm.capture.stream import UNFINISHED, Streams
 from workbench.engines.vllm.endpoints import WorkbenchEndpoints
 from workbench.engines.vllm.paths import OURS
 from workbench.engines.vllm.settings import LORAS
@@ -164,6 +165,7 @@ class WeightGate:
             raise RuntimeError("the prefix cache could not be emptied after the weights changed")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})[UNFINISHED] = self.streams.unfinished
         if self.own is not None and scope["type"] == "http" and scope["path"].startswith(OURS):
             self.routes.engine = scope["app"].state.engine_client
             await self.own(scope, receive, send)
@@ -189,7 +191,10 @@ class WeightGate:
             return
         self.client = scope["app"].state.engine_client
         digest = wanted.removeprefix(LORA) if wanted.startswith(LORA) else ""
-        changes: list[Callable[[bytes], bytes]] = [bodies.with_steer_as_text]
+        changes: list[Callable[[bytes], bytes]] = [
+            bodies.with_steer_as_text,
+            partial(bodies.followed_as, name=secrets.token_hex(16)),
+        ]
         if digest:
             changes.append(partial(bodies.for_lora, model=digest))
         whole = await bodies.changed(receive, *changes)

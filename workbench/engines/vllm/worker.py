@@ -63,7 +63,7 @@ class WorkbenchWorker:
         return {} if captures is None else captures.projections(since, ended)
 
     def workbench_forget(self, names: list[str]) -> None:
-        """Drop what was captured under these ids; nobody will fetch it."""
+        """Drop what requests that the server names so have read; nobody will fetch it."""
         if (captures := steering_of(self.model_runner).captures) is not None:
             captures.forget(names)
 

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from vectors.errors import BackendUnavailable, GrammarError, WorkbenchError
 from workbench.engines.vllm.capture.spec import (
     CAPTURE,
     CAPTURE_ID,
+    FOLLOW_ID,
     Wanted,
     capture_id,
     parse_capture,
@@ -87,6 +89,8 @@ class Captures(TokenRows):
         self._free_rows = list(range(1, table.sum_LRD.shape[1]))
         self._running: dict[str, _Capture] = {}
         self._kept: OrderedDict[str, _Capture] = OrderedDict()
+        # By the server's own names, for as long as they run or are kept.
+        self._followed: WeakValueDictionary[str, _Capture] = WeakValueDictionary()
         self._bytes = 0
         self._traces = Traces(table.sum_LRD)
         self._refusals: OrderedDict[str, str] = OrderedDict()
@@ -163,7 +167,10 @@ class Captures(TokenRows):
         self._replace(name)
         self._slots_S4[slot] = (0, row, length, trace.end)
         wanted = Wanted(-1, -1, True, block, block)
-        self._begin(_Capture(request, name, wanted, length, 0, slot, row, trace=trace))
+        capture = _Capture(request, name, wanted, length, 0, slot, row, trace=trace)
+        self._begin(capture)
+        if isinstance(follow := extra.get(FOLLOW_ID), str):
+            self._followed[follow] = capture
         self._traces.add(trace, block, row)
         return ""
 
@@ -176,26 +183,27 @@ class Captures(TokenRows):
     ) -> dict[str, tuple[list[float], str]]:
         """What is known of each trace from its value number `since` on, and what went wrong with it.
 
-        Nothing is taken, and nobody waits but for those whose replies have `ended`: then it is all.
+        Both name requests as the server does (`FOLLOW_ID`). Nothing is taken, and nobody waits but for
+        those whose replies have `ended`: then it is all.
         """
         self._before()
         if ended:
             self._traces.wait()
-        there = {c.id: c for c in self._running.values() if c.id} | self._kept
         found: dict[str, tuple[list[float], str]] = {}
         for name, first in since.items():
-            capture = there.get(name)
+            capture = self._followed.get(name)
             if capture is not None and capture.trace is not None:
                 found[name] = (capture.trace.values[first:].tolist(), capture.trace.problem)
         return found
 
     def forget(self, names: Sequence[str]) -> None:
-        """Drop what nobody will fetch, of requests that run yet as well."""
+        """Drop what nobody will fetch of requests that the server names so, if they run yet as well."""
         for name in names:
-            self._drop(name)
-        for capture in self._running.values():
-            if capture.id in names:
-                capture.id = ""
+            if (capture := self._followed.pop(name, None)) is None:
+                continue
+            if self._kept.get(capture.id) is capture:
+                self._drop(capture.id)
+            capture.id = ""
 
     def watch(self, request: str, block: int, length: int, slot: int) -> None:
         """Sum the prompt of a request at one block, for `project`; nobody fetches it.

@@ -27,6 +27,7 @@ from vectors.errors import BlockNotFound, GrammarError
 __all__ = [
     "CAPTURE",
     "CAPTURE_ID",
+    "FOLLOW_ID",
     "PROJECT",
     "Wanted",
     "capture_id",
@@ -38,6 +39,8 @@ __all__ = [
 CAPTURE = "capture"
 CAPTURE_ID = "capture_id"
 PROJECT = "project"
+FOLLOW_ID = "follow_id"
+"""The server's own name for a request for projections; a client's ids may be the same as another's."""
 FORM = re.compile(
     r"(?P<word>last|decode)|(?P<first>\d{1,9})(?:-(?P<last>\d{1,9}))?", flags=re.ASCII
 )

@@ -3,6 +3,9 @@
 A streamed chat or completion that asks for `project` stays the stream that vLLM makes, event for event;
 some of its chunks get one key more, `workbench`. The workers are asked once for all such replies, never
 twice within `PACE`, and once more for each reply that ends, before its last chunk goes out.
+
+What is captured under an id is complete when its reply is, so the ids of replies that are being written
+are known here, too.
 """
 
 from __future__ import annotations
@@ -13,18 +16,22 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from workbench.engines.vllm.capture.spec import CAPTURE_ID, PROJECT
+from workbench.engines.vllm.bodies import extra_of
+from workbench.engines.vllm.capture.spec import CAPTURE_ID, FOLLOW_ID, PROJECT
 
-__all__ = ["PACE", "Following", "Streams"]
+__all__ = ["PACE", "UNFINISHED", "Following", "Streams"]
 
 log = logging.getLogger(__name__)
 
 PACE = 0.1
 """Seconds between two calls to the workers: as often as the page draws."""
 KEY = "workbench"
+UNFINISHED = "workbench_unfinished"
+"""In the state of a request to the server: the capture ids of replies that are being written."""
 STREAMED = ("/v1/chat/completions", "/v1/completions")
 UNKNOWN = "the engine knows nothing of it; fetch it by its id, or ask again"
 
@@ -34,9 +41,10 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Streams:
-    """All replies of one server that are being written and projected."""
+    """All replies of one server that are being written and read."""
 
     def __init__(self) -> None:
+        self.unfinished: Counter[str] = Counter()
         self._following: set[Following] = set()
         self._ended: list[Following] = []
         self._asking: asyncio.Task[None] | None = None
@@ -46,6 +54,17 @@ class Streams:
     def follow(self, client: Any, path: str, receive: Receive, send: Send) -> Following:
         """The same request with its reply's values added; pair with `leave`."""
         return Following(self, client, path in STREAMED, receive, send)
+
+    def read(self, reply: Following) -> None:
+        """A request that captures is about to run."""
+        if reply.capture_id:
+            self.unfinished[reply.capture_id] += 1
+
+    def finish(self, reply: Following) -> None:
+        """Its reply is written; may be said again."""
+        if reply.capture_id:
+            self.unfinished -= Counter((reply.capture_id,))
+            reply.capture_id = ""
 
     def begin(self, reply: Following) -> None:
         """A reply begins to be written."""
@@ -77,9 +96,7 @@ class Streams:
         """One call, for every reply; it ends well, whatever becomes of the call."""
         self._asked = time.monotonic()
         replies = list(self._following)
-        since: dict[str, int] = {}
-        for reply in replies:
-            since[reply.name] = min(reply.known, since.get(reply.name, reply.known))
+        since = {reply.name: reply.known for reply in replies}
         found: dict[str, tuple[list[float], str]] = {}
         try:
             names = [reply.name for reply in ended]
@@ -91,13 +108,14 @@ class Streams:
         finally:
             for reply in replies:
                 if reply.name in found:
-                    reply.take(since[reply.name], *found[reply.name])
+                    reply.take(*found[reply.name])
             for reply in ended:
                 reply.problem = reply.problem if reply.name in found else UNKNOWN
                 reply.complete.set()
 
     def leave(self, reply: Following) -> None:
         """A request is done; what its client does not wait for is dropped in the workers, too."""
+        self.finish(reply)
         if reply not in self._following:
             return
         self._following.discard(reply)
@@ -120,6 +138,7 @@ class Following:
     ) -> None:
         self.client = client
         self.name = ""
+        self.capture_id = ""
         self.known = 0
         self.problem = ""
         self.complete = asyncio.Event()
@@ -127,33 +146,38 @@ class Following:
         self._streamed = streamed
         self._receive = receive
         self._send = send
-        self._body: list[bytes] = []
         self._new: list[float] = []
 
     async def receive(self) -> Message:
-        """What the client sends, looked at as it passes."""
+        """What the client sends, in one message, looked at as it passes."""
         message = await self._receive()
-        if self._streamed and message["type"] == "http.request":
-            self._body.append(message.get("body", b""))
+        body: bytes = message.get("body", b"")
+        if CAPTURE_ID.encode() in body:
+            extra = extra_of(body)
+            self.capture_id = str(extra.get(CAPTURE_ID, ""))
+            if self._streamed and PROJECT in extra:
+                self.name = str(extra.get(FOLLOW_ID, ""))
+            self._streams.read(self)
         return message
 
     async def send(self, message: Message) -> None:
         """What vLLM answers, with the values that are known by then."""
         if message["type"] == "http.response.start":
-            body, self._body = b"".join(self._body), []
-            if _is_events(message):
-                self.name = _asked_for(body)
+            if not _is_events(message):
+                self.name = ""
             if self.name:
                 self._streams.begin(self)
         elif self.name and message.get("body"):
             message = {**message, "body": await self._told(bytes(message["body"]))}
+        # Before the client hears of it, for then it may fetch.
+        if message["type"] == "http.response.body" and _is_last(message):
+            self._streams.finish(self)
         await self._send(message)
 
-    def take(self, first: int, values: list[float], problem: str) -> None:
-        """The workers' answer: values from number `first` on."""
-        new = values[self.known - first :]
-        self._new += new
-        self.known += len(new)
+    def take(self, values: list[float], problem: str) -> None:
+        """The workers' answer: the values behind those that are known."""
+        self._new += values
+        self.known += len(values)
         self.problem = problem
 
     async def _told(self, event: bytes) -> bytes:
@@ -186,15 +210,10 @@ def _is_events(start: Message) -> bool:
     return False
 
 
-def _asked_for(body: bytes) -> str:
-    """Under which id a request wants projections; nothing where it does not."""
-    if PROJECT.encode() not in body:
-        return ""
-    try:
-        extra = json.loads(body).get("vllm_xargs") or {}
-        return str(extra[CAPTURE_ID]) if PROJECT in extra else ""
-    except (ValueError, AttributeError, TypeError, KeyError):
-        return ""
+def _is_last(message: Message) -> bool:
+    """Whether a reply is whole with this; of a stream, when its text is."""
+    body: bytes = message.get("body", b"")
+    return not message.get("more_body") or b'"finish_reason":"' in body or b"[DONE]" in body
 
 
 def _chunk(event: bytes) -> dict[str, Any] | None:
