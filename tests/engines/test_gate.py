@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
+from starlette.testclient import TestClient
 from tests_support.loops import run
 
-from workbench.engines.vllm.gate import GUARDED, HARMLESS, MESSAGES, Turns, WeightGate
+from workbench.engines.vllm.endpoints import WorkbenchEndpoints
+from workbench.engines.vllm.gate import GUARDED, HARMLESS, MESSAGES, WeightGate
+from workbench.engines.vllm.turns import Turns
 
 
 class World:
@@ -102,6 +106,60 @@ def test_a_request_that_leaves_while_waiting_blocks_nobody(leave_after):
     run(walk())
 
 
+def test_who_waits_behind_a_request_that_leaves_goes_in_beside_those_who_run():
+    async def walk():
+        world = World()
+        long = asyncio.create_task(world.ask("base", 10))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(world.ask("a"))
+        await asyncio.sleep(0)
+        late = asyncio.create_task(world.ask("base"))
+        await asyncio.sleep(0.01)
+        assert not world.log
+        waiting.cancel()
+        assert await asyncio.wait_for(late, 5) == "base"
+        long.cancel()
+        await asyncio.gather(long, waiting, return_exceptions=True)
+        assert world.log == ["base"] and world.turns.running == 0
+
+    run(walk())
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "both", "cancelled"])
+def test_whoever_leaves_before_its_turn_takes_none(moment):
+    async def walk():
+        world = World()
+        gone = asyncio.Event()
+        long = asyncio.create_task(world.ask("base", 0.02))
+        await asyncio.sleep(0)
+        turn = asyncio.create_task(world.turns.enter_unless(gone.wait, "a"))
+        await asyncio.sleep(0)
+        if moment == "before":
+            gone.set()
+            assert not await turn
+            await long
+        elif moment == "cancelled":
+            world.swap_seconds = 0
+            await long
+            while not world.turns.running:
+                await asyncio.sleep(0)
+            turn.cancel()
+            await asyncio.gather(turn, return_exceptions=True)
+        else:
+            await long
+            if moment == "both":
+                while not world.turns.running:
+                    await asyncio.sleep(0)
+                gone.set()
+            assert await turn
+            world.turns.leave()
+        assert world.turns.running == 0 and not world.turns.waiting
+        assert world.log == (["base"] if moment == "before" else ["base", "swap a"])
+        assert await asyncio.wait_for(world.ask("b"), 5) == "b"
+
+    run(walk())
+
+
 def test_after_a_swap_that_failed_nobody_runs_on_what_it_left():
     async def walk():
         world = World()
@@ -148,13 +206,14 @@ def post(tmp_path, monkeypatch):
 
     app.add_middleware(WeightGate)
 
-    def send(path: str, method: str = "POST") -> tuple[int, str]:
+    def send(path: str, method: str = "POST", **headers: str) -> tuple[int, str]:
         answers: list[httpx.Response] = []
 
         async def walk() -> None:
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-                answers.append(await client.request(method, path, json={}))
+                sent = {name: value.encode("latin-1") for name, value in headers.items()}
+                answers.append(await client.request(method, path, json={}, headers=sent))
 
         run(walk())
         return answers[0].status_code, answers[0].text
@@ -256,3 +315,95 @@ def test_for_a_client_that_left_half_way_no_weights_move(tmp_path, monkeypatch, 
     }
     run(app(scope, receive, send))
     assert [m["status"] for m in sent if "status" in m] == ([] if leaves else [503])
+
+
+def test_a_client_that_left_while_it_waited_moves_no_weights(tmp_path, monkeypatch):
+    for name in ("WORKBENCH_WEIGHTS", "WORKBENCH_CHECKPOINT"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv("WORKBENCH_TOKEN", raising=False)
+    digest = "a" * 64
+    (tmp_path / digest).mkdir()
+    (tmp_path / digest / "config.json").write_text("{}")
+    running, swapped = asyncio.Event(), []
+
+    class Client:
+        async def collective_rpc(self, method, kwargs):
+            swapped.append(method)
+
+        async def reset_prefix_cache(self):
+            return True
+
+    async def writes(scope, receive, send):
+        await running.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    gate, sent = WeightGate(writes), {"base": [], digest: []}
+    state = SimpleNamespace(state=SimpleNamespace(engine_client=Client()))
+
+    async def ask(weights, left):
+        messages = iter([{"type": "http.request", "body": b"{}"}])
+
+        async def receive():
+            if (message := next(messages, None)) is not None:
+                return message
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent[weights].append(message)
+
+        headers = [(b"x-workbench-weights", weights.encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "app": state}
+        await gate(scope | {"headers": headers}, receive, send)
+
+    async def walk():
+        left = asyncio.Event()
+        first = asyncio.create_task(ask("base", asyncio.Event()))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(ask(digest, left))
+        await asyncio.sleep(0.01)
+        left.set()
+        await asyncio.wait_for(second, 5)
+        running.set()
+        await asyncio.wait_for(first, 5)
+        await asyncio.sleep(0.01)
+
+    run(walk())
+    assert not swapped and not sent[digest] and sent["base"][0]["status"] == 200
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        ("Bearer secret", 200),
+        ("bearer secret", 200),  # as vLLM reads it, so nothing passes by unseen
+        ("BEARER secret", 200),
+        ("Bearer secre", 401),
+        ("Bearer  secret", 401),
+        ("secret", 401),
+        ("Bearer sécret", 401),
+        ("", 401),
+    ],
+)
+def test_whoever_has_the_token_passes_through_the_gate_and_nobody_else(
+    monkeypatch, post, authorization, status
+):
+    monkeypatch.setenv("WORKBENCH_TOKEN", "secret")
+    path = "/v1/completions"
+    weights = {"x-workbench-weights": "a" * 64}
+    assert post(path, authorization=authorization)[0] == status
+    # The gate has looked at the request, which asks for weights that are not there.
+    missing = post(path, authorization=authorization, **weights)
+    assert missing[0] == (400 if status == 200 else 401), missing
+    app, endpoints = FastAPI(), WorkbenchEndpoints()
+    endpoints.attach_router(app)
+    headers = {"authorization": authorization.encode("latin-1")}
+    answer = TestClient(app).get("/workbench/receipts/x", headers=headers)
+    assert answer.status_code == (503 if status == 200 else 401), "there is no engine behind it"
+
+
+def test_a_browser_may_ask_what_it_may_send(monkeypatch, post):
+    monkeypatch.setenv("WORKBENCH_TOKEN", "secret")
+    # The application behind has no such method here; what matters is that it was asked.
+    assert post("/v1/completions", "OPTIONS")[0] == 405

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
 from argparse import Namespace
 from typing import Any
 
 from fastapi import FastAPI, Header, HTTPException, Request, Response
 from starlette.datastructures import State
 
+from workbench.engines.vllm import access
 from workbench.engines.vllm.capture.stream import UNFINISHED
 from workbench.engines.vllm.paths import CAPTURES, HELLO, RECEIPTS
 from workbench.settings import package_version
@@ -73,6 +73,5 @@ class WorkbenchEndpoints:
 
 
 def _admit(authorization: str) -> None:
-    token = os.environ.get("WORKBENCH_TOKEN", "")
-    if token and not secrets.compare_digest(authorization, f"Bearer {token}"):
-        raise HTTPException(401, "This server needs its token: Authorization: Bearer ...")
+    if not access.admitted(authorization):
+        raise HTTPException(401, access.UNKNOWN)

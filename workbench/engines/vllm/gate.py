@@ -1,11 +1,9 @@
 """One weight state at a time: requests say which weights they want and wait for their turn.
 
 A request names a weight state by the header `x-workbench-weights` (a recipe digest, or nothing for
-the base). Requests of the present state run together; one of another state waits until those have
-drained, then the weights are swapped in place (`reload_weights`), the prefix cache is emptied, and
-it goes on. Whoever waits for a swap holds newcomers of the old state back, so nobody starves.
-Every reply names, in the same header, the weights that made it. Routes of vLLM that would generate past
-all this, or move weights themselves, are refused.
+the base). When its turn has come (see `turns`), the weights are swapped in place (`reload_weights`) and the
+prefix cache is emptied. Every reply names, in the same header, the weights that made it. Routes of vLLM that
+would generate past all this, or move weights themselves, are refused.
 
 A state `lora:<digest>` is the base with a LoRA for this request alone (see `lora`), so it runs together
 with requests of the base and of other LoRAs.
@@ -13,28 +11,28 @@ with requests of the base and of other LoRAs.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import secrets
-from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 
 from vectors.errors import InputError
 from workbench.engines.base import BASE_WEIGHTS, LORA
-from workbench.engines.vllm import bodies, lora
+from workbench.engines.vllm import access, bodies, lora
 from workbench.engines.vllm.capture.stream import UNFINISHED, Streams
 from workbench.engines.vllm.endpoints import WorkbenchEndpoints
 from workbench.engines.vllm.paths import OURS
 from workbench.engines.vllm.settings import LORAS
+from workbench.engines.vllm.turns import Turns
 
 __all__ = ["HEADER", "WeightGate"]
 
@@ -60,73 +58,9 @@ HARMLESS = (
 )
 """What else may be posted, because it neither generates nor moves weights."""
 READING = ("GET", "HEAD", "OPTIONS")
-UNKNOWN = ""
-"""The state that no request names: while weights are swapped, and after a swap that failed half-way."""
-
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-@dataclass
-class Turns:
-    """Who runs, who waits, and on which weights."""
-
-    swap: Callable[[str], Awaitable[None]]
-    present: str = BASE_WEIGHTS
-    running: int = 0
-    waiting: deque[tuple[str, asyncio.Future[None]]] = field(default_factory=deque)
-    swapping: asyncio.Task[None] | None = None
-
-    async def enter(self, wanted: str) -> None:
-        """Return once the engine holds `wanted`; pair with `leave`."""
-        if wanted == self.present and not self.waiting and not self.swapping:
-            self.running += 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting.append((wanted, turn))
-        self._advance()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            self.waiting = deque(x for x in self.waiting if x[1] is not turn)
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.leave()
-            raise
-
-    def leave(self) -> None:
-        """A request that had entered is done."""
-        self.running -= 1
-        self._advance()
-
-    def _advance(self) -> None:
-        if self.running or self.swapping or not self.waiting:
-            return
-        wanted, first = self.waiting[0]
-        if wanted != self.present:
-            # A task of its own, because whoever asks may leave while others wait for its end.
-            self.swapping = asyncio.create_task(self._change(wanted, first))
-            return
-        together = [x for x in self.waiting if x[0] == self.present]
-        self.waiting = deque(x for x in self.waiting if x[0] != self.present)
-        for _, turn in together:
-            if not turn.done():
-                self.running += 1
-                turn.set_result(None)
-        self._advance()
-
-    async def _change(self, wanted: str, first: asyncio.Future[None]) -> None:
-        self.present = UNKNOWN
-        try:
-            await self.swap(wanted)
-            self.present = wanted
-        except Exception as error:
-            self.waiting = deque(x for x in self.waiting if x[1] is not first)
-            if not first.done():
-                first.set_exception(error)
-        finally:
-            self.swapping = None
-        self._advance()
 
 
 class _Refused(Exception):
@@ -143,7 +77,6 @@ class WeightGate:
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
         self.weights = Path(os.environ["WORKBENCH_WEIGHTS"])
-        self.token = os.environ.get("WORKBENCH_TOKEN", "")
         self.base = os.environ["WORKBENCH_CHECKPOINT"]
         self.client: Any = None
         self.guarded = _guarded()
@@ -180,10 +113,13 @@ class WeightGate:
                 return
             await self.app(scope, receive, send)
             return
-        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
-        # Whoever may not use the server may not move its weights either.
-        if self.token and headers.get("authorization", "") != f"Bearer {self.token}":
+        headers = Headers(scope=scope)
+        # Whoever may not use the server may not move its weights either. Browsers ask first, without it.
+        if scope["method"] == "OPTIONS":
             await self.app(scope, receive, send)
+            return
+        if not access.admitted(headers.get("authorization", "")):
+            await _answer(send, 401, access.UNKNOWN)
             return
         wanted = headers.get(HEADER, BASE_WEIGHTS)
         if refusal := self._refuse(wanted):
@@ -201,9 +137,12 @@ class WeightGate:
         if whole is None:
             return  # nobody waits, so no weights move
         try:
-            await self.turns.enter(BASE_WEIGHTS if digest else wanted)
+            # The body is here, so that nothing but the client's departure can come.
+            entered = await self.turns.enter_unless(receive, BASE_WEIGHTS if digest else wanted)
         except Exception as error:
             await _answer(send, 503, f"The weights {wanted[:12]} could not be loaded: {error}")
+            return
+        if not entered:
             return
         names = [(HEADER.encode(), wanted.encode())]
 
