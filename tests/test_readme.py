@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from vectors.steering.controls import random_direction
 from vectors.types import SteeringVector
+from workbench.commands import serve
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -40,8 +44,11 @@ def served(tiny_workbench, monkeypatch):
     """What `workbench serve` prints, for the shell and for Python."""
     tiny_workbench.engine()
     tiny_workbench.library.save_vector("cheerful", random_vector(tiny_workbench.model()))
-    for name, value in tiny_workbench.access().items():
-        monkeypatch.setenv(f"WORKBENCH_{name.upper()}", value)
+    said = io.StringIO()
+    serve._draw(Console(file=said, width=60), tiny_workbench.access(), {}, True)
+    (line,) = re.findall("^export (.*)$", said.getvalue(), re.MULTILINE)
+    for name, value in (setting.split("=", 1) for setting in shlex.split(line)):
+        monkeypatch.setenv(name, value)
 
 
 def random_vector(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from collections.abc import Mapping
@@ -146,7 +147,9 @@ def _check_running(
 
 def _draw(out: Console, where: dict[str, str], tested: dict[str, Any], owned: bool) -> None:
     url, model = where["url"], where["model"]
-    out.print(facts({"url": f"{url}/v1", "token": where["token"], "model": model}))
+    out.print(facts({"url": url, "token": where["token"], "model": model}))
+    named = [f"WORKBENCH_{name.upper()}={shlex.quote(value)}" for name, value in where.items()]
+    out.print(f"\nexport {' '.join(named)}", soft_wrap=True, highlight=False, markup=False)
     if tested:
         found = tested["selftest"]
         worst = found["path_errors"]
