@@ -72,8 +72,8 @@ def main() -> None:
     ways, groups = given.ways.split(","), [g.split(",") for g in given.starts.split(";")]
     if wrong := set(ways) - set(WAYS):
         parser.error(f"--ways knows {', '.join(WAYS)}, not {', '.join(sorted(wrong))}")
-    if wrong := {shape for group in groups for shape in group} - set(SHAPES):
-        parser.error(f"--starts knows {', '.join(SHAPES)}, not {', '.join(sorted(wrong))}")
+    if wrong := {shape for group in groups for shape in group} - set(CACHE_GIB):
+        parser.error(f"--starts knows {', '.join(CACHE_GIB)}, not {', '.join(sorted(wrong))}")
     # What was measured before an end that comes early is kept, and no process is left behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     rows: list[dict[str, Any]] = []

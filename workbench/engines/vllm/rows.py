@@ -154,12 +154,6 @@ class RowBank:
             table.keep_LP[:, row] = torch.tensor(keep).to(table.keep_LP)
         self.loaded += 1
 
-    def clear(self) -> None:
-        """Forget every row that nobody uses, as when vectors were removed from the library."""
-        for key in [k for k, row in self._rows.items() if row not in self._users]:
-            row = self._rows.pop(key)
-            self._free[row in self._limits[True]].append(row)
-
 
 def _put(table_LRD: Tensor, row: int, values: dict[int, Tensor | None]) -> None:
     """Fill one row at all blocks by one copy; blocks without a value become zero."""
