@@ -154,3 +154,16 @@ def test_the_gate_outlives_nobody(library: Library, tmp_path: Path) -> None:
         os._exit(0)
     os.waitpid(child, 0)
     library.gc()
+
+
+def test_what_was_collected_early_holds_no_later_collection_up(
+    library: Library, vector: Make
+) -> None:
+    library.save_vector("kept", vector(0))
+    library.save_vector("gone", vector(1))
+    library.delete("gone")
+    assert library.gc(retention=0, grace=0).names == ("gone",)
+    assert library.fsck().clean
+    assert not library.gc().manifests and not library.gc(dry_run=True).manifests
+    # Nor does it stand before older changes that can be undone.
+    assert library.undo().name == "kept"

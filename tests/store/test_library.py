@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,68 @@ def test_a_database_that_is_none_or_newer(library: Library, tmp_path: Path) -> N
     (other / "store.db").write_bytes(b"not a database, but long enough to be looked at" * 9)
     with pytest.raises(StoreCorrupt, match="damaged"):
         Library(other)
+
+
+HALF = "caf\udce9"  # a file's name that is no UTF-8
+
+
+def nested(depth: int) -> list[object]:
+    found: list[object] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize("info", [{"folder": HALF}, {HALF: 1}, {"deep": nested(400)}])
+def test_what_could_not_be_read_again_is_not_begun(
+    library: Library, vector: Make, info: dict[str, object]
+) -> None:
+    with pytest.raises(InputError):
+        library.save_vector("odd", vector(0, **info))
+    entry = library.save_vector("sound", vector(0))
+    with pytest.raises(InputError):
+        library.attest(entry.digest, "note", info)
+    assert [entry.name for entry in library.list()] == ["sound"]
+    assert library.attestations(entry.digest) == [] and library.fsck().clean
+    library.gc(retention=0, grace=0)
+
+
+@pytest.mark.parametrize("loss", ["empty", "gone"])
+def test_a_database_that_is_lost_is_no_new_library(
+    library: Library, vector: Make, loss: str
+) -> None:
+    library.save_vector("kind", vector(0))
+    for path in library.root.glob("store.db*"):
+        path.unlink()
+    if loss == "empty":
+        (library.root / "store.db").touch()
+    with pytest.raises(StoreCorrupt, match="entries lie beside it"):
+        Library(library.root)
+
+
+def test_what_sqlite_cannot_hold_is_bad_input(library: Library, vector: Make) -> None:
+    library.save_vector("kind", vector(0))
+    doors: list[tuple[Callable[..., object], object]] = [
+        (library.log, 10**30),
+        (library.delete, HALF),
+        (library.restore, HALF),
+        (partial(library.untag, HALF), "tag"),
+        (partial(library.pin, "kind"), HALF),
+    ]
+    for door, what in doors:
+        with pytest.raises(InputError):
+            door(what)
+    assert [entry.name for entry in library.list()] == ["kind"] and not library.pins()
+
+
+def test_a_recipe_that_is_none_is_told(library: Library) -> None:
+    good = Recipe(base=BASE, terms=()).model_dump(mode="json")
+    stray = {**good, "terms": [["00" * 32, 1.0]]}
+    for number, info in enumerate(({}, {**good, "terms": 5}, stray, {**good, "base": "cd" * 32})):
+        manifest = Manifest.of(kind="recipe", base=BASE, files={}, info=info)
+        library._save(f"r{number}", manifest)
+        with pytest.raises(StoreCorrupt, match="save it again"):
+            library.load_recipe(f"r{number}")
+    assert {fault.kind for fault in library.fsck().faults} == {"untrue"}
+    with pytest.raises(GrammarError, match="1e\\+39"):
+        Recipe(base=BASE, terms=(("00" * 32, 1e39),))

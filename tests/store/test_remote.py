@@ -303,9 +303,11 @@ def test_histories_that_lie_are_refused(tmp_path: Path, change: dict[str, object
 def test_names_that_climb_are_refused(tmp_path: Path) -> None:
     mine, copy = full(tmp_path / "mine"), tmp_path / "copy"
     mine.push(str(copy))
+    # What is no name of ours was left there by something else.
     (copy / "names" / "UP.json").write_bytes((copy / "names" / "cheerful.json").read_bytes())
-    with pytest.raises(InputError, match="'UP' is not valid"):
-        Library(tmp_path / "other").pull(str(copy))
+    (copy / "names" / "cheerful copy.json").write_text("{}")
+    (copy / "attestations" / mine.get("cheerful").digest / "note.txt").write_text("hello")
+    assert set(Library(tmp_path / "other").pull(str(copy)).names.values()) == {"new"}
     with pytest.raises(InputError):
         mine.pull(str(copy), ["../../store"])
     (copy / "library.json").write_text('{"format":"steering-workbench-library","version":9}')
@@ -321,3 +323,111 @@ def test_a_name_that_was_deleted_here_keeps_its_past(tmp_path: Path) -> None:
     with pytest.raises(NameTaken, match="'cheerful' was deleted here, and had another revision 1"):
         other.pull(str(tmp_path / "copy"))
     assert other.pull(str(tmp_path / "copy"), ["cheerful"], as_name="glad").names == {"glad": "new"}
+
+
+def test_what_is_saved_during_a_push_is_pushed_by_the_next(tmp_path: Path) -> None:
+    mine, other = Library(tmp_path / "mine"), Library(tmp_path / "other")
+    mine.save_vector("cheerful", vector(1))
+    copy = str(tmp_path / "copy")
+    saved: list[object] = []
+
+    def meanwhile(share: float, words: str) -> None:
+        if not saved:
+            saved.append(mine.save_vector("cheerful", vector(2)))
+
+    mine.push(copy, progress=meanwhile)
+    assert saved, "nothing was saved meanwhile"
+    assert other.pull(copy).names == {"cheerful": "new"}
+    assert other.get("cheerful").revision == 1
+    assert mine.push(copy).names == {"cheerful": "moved"}
+    other.pull(copy)
+    assert other.load_vector("cheerful")[1].info == {"n": 2}
+
+
+def test_a_copy_that_lacks_what_its_names_mean_is_mended_by_a_push(tmp_path: Path) -> None:
+    mine, copy = full(tmp_path / "mine"), tmp_path / "copy"
+    mine.push(str(copy))
+    lost = mine.get("cheerful")
+    (copy / "manifests" / f"{lost.digest}.json").unlink()
+    sent = mine.push(str(copy))
+    assert sent.names["cheerful"] == "same" and sent.manifests == 1
+    assert Library(tmp_path / "other").pull(str(copy)).names["cheerful"] == "new"
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_pull_mends_what_is_missing_here(tmp_path: Path, ahead: bool) -> None:
+    mine, copy = full(tmp_path / "mine"), str(tmp_path / "copy")
+    mine.push(copy)
+    if ahead:
+        mine.save_vector("cheerful", vector(3))
+    lost = mine.get("cheerful@1")
+    mine.manifests.path(lost.digest).unlink()
+    for stored in lost.manifest.objects():
+        mine.objects.path(stored).unlink()
+    assert not mine.fsck().clean
+    assert mine.pull(copy).names["cheerful"] == ("behind" if ahead else "same")
+    assert mine.fsck().clean and mine.load_vector("cheerful@1")[1].info == {"n": 1}
+
+
+def changed(path: Path, change: dict[str, object]) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "task-vector"}, "calls 'recipe' a task-vector"),
+        ({"revisions": [[2**63, "0" * 64, "2026-01-01T00:00:00.000+00:00"]]}, "less than or equal"),
+        ({"tags": {"stable": 2**63}}, "less than or equal"),
+    ],
+)
+def test_what_a_copy_says_of_a_name_is_looked_at(
+    tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    full(tmp_path / "mine").push(str(tmp_path / "copy"))
+    changed(tmp_path / "copy" / "names" / "recipe.json", change)
+    other = Library(tmp_path / "other")
+    with pytest.raises(StoreCorrupt, match=words):
+        other.pull(str(tmp_path / "copy"), ["recipe"])
+    assert not other.list()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "evaluation"},
+        {"created": "2999-01-01T00:00:00.000+00:00"},
+        {"created": "yesterday"},
+        {"created": "2026-01-01T00:00:00"},
+    ],
+)
+def test_a_copy_cannot_change_what_is_attested(tmp_path: Path, change: dict[str, object]) -> None:
+    mine = full(tmp_path / "mine")
+    mine.push(str(tmp_path / "copy"))
+    folder = tmp_path / "copy" / "attestations" / mine.get("cheerful").digest
+    changed(sorted(folder.iterdir())[0], change)
+    with pytest.raises(StoreCorrupt):
+        Library(tmp_path / "other").pull(str(tmp_path / "copy"), ["cheerful"])
+
+
+def test_an_older_verdict_that_comes_later_is_not_the_newest(tmp_path: Path) -> None:
+    mine, other = Library(tmp_path / "mine"), Library(tmp_path / "other")
+    digest = mine.save_vector("cheerful", vector(1)).digest
+    mine.attest(digest, "verdict", {"passed": True})
+    mine.push(str(tmp_path / "copy"))
+    assert other.save_vector("cheerful", vector(1)).digest == digest
+    other.attest(digest, "verdict", {"passed": False})
+    other.pull(str(tmp_path / "copy"))
+    assert [row["passed"] for row in other.attestations(digest)] == [True, False]
+    assert other.passed() == {digest: False}
+
+
+def test_a_tag_that_was_pulled_comes_back_by_undo(tmp_path: Path) -> None:
+    full(tmp_path / "mine").push(str(tmp_path / "copy"))
+    other = Library(tmp_path / "other")
+    other.pull(str(tmp_path / "copy"), ["cheerful"])
+    other.tag("cheerful@2", "first", move=True)
+    other.undo()
+    assert other.tags("cheerful") == {"first": 1}
+    with pytest.raises(InputError, match="A pull cannot be undone"):
+        other.undo()

@@ -18,6 +18,9 @@ def canonical_json(value: object, what: str = "The value") -> bytes:
     """
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        if "\\ud" in text:
+            # Half of a pair of surrogates, as in names of files that are no UTF-8, is read by nobody.
+            json.dumps(value, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{what} cannot be written as JSON ({error}); use only finite numbers, text, true, "

@@ -58,13 +58,18 @@ def adopt(catalog: Catalog, adopted: Adopted, origin: str) -> None:
             ).rowcount
             if added:
                 newest = Ref(adopted.name, adopted.kind, number, digest, created)
-        numbers = {number for number, _, _ in adopted.revisions}
+        digests = {number: digest for number, digest, _ in adopted.revisions}
         for tag, number in adopted.tags.items():
-            if number in numbers:
-                db.execute(
-                    "INSERT OR IGNORE INTO tags VALUES (?, ?, ?, ?)",
-                    (name_id, check_tag(tag), number, now()),
-                )
+            if number not in digests:
+                continue
+            added = db.execute(
+                "INSERT OR IGNORE INTO tags VALUES (?, ?, ?, ?)",
+                (name_id, check_tag(tag), number, now()),
+            ).rowcount
+            if added:
+                # Logged before the pull, so that undoing a later move finds where the tag was.
+                ref = Ref(adopted.name, adopted.kind, number, digests[number], "")
+                write_log(db, "tag", ref, tag, name_id=name_id)
         if newest is not None:
             write_log(db, "pull", newest, f"from {origin}", name_id=name_id)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from vectors.errors import StoreCorrupt
+from vectors.errors import InputError, StoreCorrupt
 from vectors.formats.canonical import canonical_json
 from vectors.grammar import check_name
 from vectors.store.database import Database, now
@@ -60,7 +60,14 @@ class Attestations:
         """
         check_name(kind, "kind of attestation")
         body = {"digest": digest, "kind": kind, "payload": payload, "files": files}
-        stored = self._objects.write(canonical_json(body, f"The {kind}"))
+        data = canonical_json(body, f"The {kind}")
+        try:
+            _Attestation.model_validate_json(data)
+        except ValidationError as error:
+            raise InputError(
+                f"The {kind} could not be read again ({error.errors()[0]['msg']}); nest it less deeply."
+            ) from error
+        stored = self._objects.write(data)
         with self._database.change() as db:
             db.execute(
                 """INSERT INTO attestations (digest, kind, object, created, passed)
@@ -79,12 +86,12 @@ class Attestations:
         with self._database.read() as db:
             rows = db.execute(
                 """SELECT kind, object, created FROM attestations
-                   WHERE digest = ?1 AND (?2 IS NULL OR kind = ?2) ORDER BY id""",
+                   WHERE digest = ?1 AND (?2 IS NULL OR kind = ?2) ORDER BY created, id""",
                 (digest, kind),
             ).fetchall()
         found = []
         for row in rows:
-            body = self._read(row["object"])
+            body = self._read(Row(digest, *row))
             found.append({**body.payload, "attested": {**dict(row), "files": dict(body.files)}})
         return found
 
@@ -92,15 +99,16 @@ class Attestations:
         """Whether the newest attestation of `kind` on each entry says `passed`, by digest."""
         with self._database.read() as db:
             rows = db.execute(
-                """SELECT digest, passed, object FROM attestations WHERE id IN
-                   (SELECT max(id) FROM attestations WHERE kind = ? GROUP BY digest)""",
+                """SELECT digest, kind, object, created, passed FROM
+                   (SELECT *, row_number() OVER (PARTITION BY digest ORDER BY created DESC, id DESC)
+                    AS newest FROM attestations WHERE kind = ?) WHERE newest = 1""",
                 (kind,),
             ).fetchall()
         found = {}
         for row in rows:
             # A library of version 1 has not noted it beside the object.
             noted = row["passed"]
-            said = _passed(self._read(row["object"]).payload) if noted is None else bool(noted)
+            said = _passed(self._read(Row(*row[:4])).payload) if noted is None else bool(noted)
             if said is not None:
                 found[row["digest"]] = said
         return found
@@ -112,24 +120,18 @@ class Attestations:
             StoreCorrupt: one that is missing or damaged.
         """
         with self._database.read() as db:
-            rows = db.execute("SELECT digest, object FROM attestations").fetchall()
-        found = {row["object"] for row in rows if row["digest"] in digests}
-        return found | {stored for o in found for stored in self.needs(o)}
+            rows = db.execute("SELECT digest, kind, object, created FROM attestations").fetchall()
+        found = [Row(*row) for row in rows if row["digest"] in digests]
+        return {row.object for row in found} | {file for row in found for file in self.needs(row)}
 
-    def needs(self, stored: str, about: str = "") -> tuple[str, ...]:
-        """The objects that the attestation in the object `stored` has as files.
+    def needs(self, row: Row) -> tuple[str, ...]:
+        """The objects that an attestation has as files.
 
         Raises:
-            StoreCorrupt: one that is missing, damaged, written by a newer version, or not about
-                the entry `about`, where that is given.
+            StoreCorrupt: one that is missing, damaged, written by a newer version, or of another kind or
+                about another entry than the row says.
         """
-        found = self._read(stored)
-        if about and found.digest != about:
-            raise StoreCorrupt(
-                f"The attestation {stored[:12]} is about {found.digest[:12]}, and was given for "
-                f"{about[:12]}; attest that entry again."
-            )
-        return tuple(found.files.values())
+        return tuple(self._read(row).files.values())
 
     def rows(self, digests: Container[str]) -> list[Row]:
         """The attestations of `digests`, the oldest first, each object once."""
@@ -144,7 +146,7 @@ class Attestations:
         """Take over attestations whose objects are here; return how many were new."""
         added = 0
         for row in sorted(rows, key=lambda row: row.created):
-            passed = _passed(self._read(row.object).payload)
+            passed = _passed(self._read(row).payload)
             with self._database.change() as db:
                 added += db.execute(
                     """INSERT INTO attestations (digest, kind, object, created, passed)
@@ -154,14 +156,21 @@ class Attestations:
                 ).rowcount
         return added
 
-    def _read(self, stored: str) -> _Attestation:
+    def _read(self, row: Row) -> _Attestation:
         try:
-            return _Attestation.model_validate_json(self._objects.read(stored))
+            found = _Attestation.model_validate_json(self._objects.read(row.object))
         except ValidationError as error:
             raise StoreCorrupt(
-                f"The attestation {stored[:12]} has content that this version does not know; "
+                f"The attestation {row.object[:12]} has content that this version does not know; "
                 "update the workbench."
             ) from error
+        if (found.digest, found.kind) != (row.digest, row.kind):
+            # What stands beside the object is not signed; the object is.
+            raise StoreCorrupt(
+                f"The attestation {row.object[:12]} is a {found.kind} about {found.digest[:12]}, and was "
+                f"given for a {row.kind} about {row.digest[:12]}; attest that entry again."
+            )
+        return found
 
 
 def _passed(payload: Mapping[str, Any]) -> bool | None:

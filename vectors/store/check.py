@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from vectors.errors import StoreCorrupt
 from vectors.formats.atomic import disk_errors, sync_folder
-from vectors.store.attestations import Attestations
+from vectors.store.attestations import Attestations, Row
 from vectors.store.database import Database
 from vectors.store.lies import lies
 from vectors.store.manifests import Manifest, Manifests
@@ -200,7 +200,9 @@ class Checker:
                        JOIN names ON names.id = refs.name_id WHERE names.collected IS NULL"""
                 ).fetchall()
                 pins = db.execute("SELECT digest FROM pins").fetchall()
-                attested = db.execute("SELECT digest, object FROM attestations").fetchall()
+                attested = db.execute(
+                    "SELECT digest, kind, object, created FROM attestations"
+                ).fetchall()
         except StoreCorrupt as error:
             yield Fault("database", str(self._database.path), str(error))
             return
@@ -217,7 +219,7 @@ class Checker:
                 yield Fault("missing", row["digest"], words)
         for row in attested:
             try:
-                needed = self._attestations.needs(row["object"])
+                needed = self._attestations.needs(Row(*row))
             except StoreCorrupt as error:
                 yield Fault("missing", row["object"], str(error))
                 continue

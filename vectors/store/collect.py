@@ -111,7 +111,7 @@ class Collector:
         since, before = _ago(retention), time.time() - grace
         kept = {p.stem: state for p, state in self._manifests.scan() if DIGEST.fullmatch(p.stem)}
         with self._database.read() as db:
-            needed = roots(db, since)
+            rooted = roots(db, since)
             names = {
                 row["id"]: row["name"]
                 for row in db.execute(
@@ -121,7 +121,10 @@ class Collector:
         # A young manifest without a name is somebody's work: it keeps all that it needs.
         young = {digest for digest, state in kept.items() if state.st_mtime > before}
         try:
-            reach = closure(needed | young, self._manifests, self._attestations, known)
+            needed = rooted.needed | young
+            reach = closure(
+                needed, self._manifests, self._attestations, known, if_there=rooted.logged
+            )
         except StoreCorrupt as error:
             # What it needs cannot be told from what nobody needs.
             raise StoreCorrupt(f"Nothing is collected before this is mended: {error}") from error

@@ -10,12 +10,12 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from filelock import FileLock
 
-from vectors.errors import BackendUnavailable, OutOfSpace, StoreCorrupt
+from vectors.errors import BackendUnavailable, InputError, OutOfSpace, StoreCorrupt
 from vectors.formats.atomic import disk_errors
 from vectors.store.steps import step
 
@@ -74,6 +74,16 @@ WAITED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 def now() -> str:
     """The time as ISO-8601 in UTC, such as `2026-11-22T10:00:00.000+00:00`."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def check_time(text: str) -> str:
+    """Return a time from elsewhere, or raise ValueError where `now` cannot have written it by tomorrow."""
+    when = datetime.fromisoformat(text)
+    if when.tzinfo is None or when.astimezone(UTC).isoformat(timespec="milliseconds") != text:
+        raise ValueError("not a time in UTC with milliseconds")
+    if when > datetime.now(UTC) + timedelta(days=1):
+        raise ValueError("a time that has not come")
+    return text
 
 
 class Database:
@@ -136,6 +146,11 @@ class Database:
 
     def _create(self) -> None:
         version = self._version()
+        if version == 0 and any(self.path.parent.glob("manifests/*.json")):
+            raise StoreCorrupt(
+                f"{self.path} is empty or gone, and entries lie beside it; restore it from a copy of the "
+                "library, or move the folder away to begin a new one."
+            )
         with self._errors(), closing(self._connect()) as db:
             db.execute("PRAGMA journal_mode = WAL")
             for number, script in enumerate(SCHEMAS[version:], version + 1):
@@ -146,6 +161,10 @@ class Database:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise InputError(
+                f"The library holds nothing like that ({error}); use plain text and smaller numbers."
+            ) from error
         except sqlite3.Error as error:
             code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
             if code in WAITED:

@@ -18,18 +18,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from vectors.errors import InputError, NameNotFound, NameTaken, StoreCorrupt, WorkbenchError
 from vectors.formats.canonical import canonical_json
 from vectors.store.adopt import Adopted, adopt, check_adoption
 from vectors.store.attestations import Attestations, Row
-from vectors.store.catalog import NONE
+from vectors.store.database import check_time
 from vectors.store.histories import Histories
 from vectors.store.manifests import Digest, Kind, Manifest
-from vectors.store.objects import Batch, Objects
+from vectors.store.objects import DIGEST, Batch, Objects
 from vectors.store.reach import Reach, closure
-from vectors.store.reference import check_new_name
+from vectors.store.reference import MOST_REVISIONS, check_new_name, is_name
 from vectors.store.remote import Remote
 
 __all__ = ["WORKERS", "Exchange", "Transfer"]
@@ -42,6 +42,8 @@ Progress = Callable[[float, str], None]
 T = TypeVar("T")
 R = TypeVar("R")
 M = TypeVar("M", bound=BaseModel)
+Number = Annotated[int, Field(ge=1, le=MOST_REVISIONS)]
+Time = Annotated[str, AfterValidator(check_time)]
 
 
 class _Format(BaseModel):
@@ -57,15 +59,15 @@ class _Names(BaseModel):
     version: Literal[1] = Field(1, alias="schema")
     name: str
     kind: Kind
-    revisions: tuple[tuple[Annotated[int, Field(ge=1)], Digest, str], ...] = Field(min_length=1)
-    tags: dict[str, int] = {}
+    revisions: tuple[tuple[Number, Digest, Time], ...] = Field(min_length=1)
+    tags: dict[str, Number] = {}
 
 
 class _Attested(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
-    created: str
+    created: Time
 
 
 @dataclass
@@ -119,11 +121,12 @@ class Exchange:
         theirs = self._each(lambda name: self._their(name), wanted)
         done.names = {n: _state(mine[n], t[0]) for n, t in zip(wanted, theirs, strict=True)}
         moving = [name for name in wanted if done.names[name] in ("new", "moved")]
-        reach = self._reach(_digests(mine[name] for name in moving))
+        same = [name for name in wanted if done.names[name] == "same"]
+        whole = self._each(lambda name: self._has(mine[name]), same)
+        lacking = [name for name, there in zip(same, whole, strict=True) if not there]
+        reach = self._reach(_digests(mine[name] for name in (*moving, *lacking)))
         attested = self._missing_attestations(_digests(mine.values()))
-        stored = reach.objects | {
-            o for row in attested for o in self._attestations.needs(row.object)
-        }
+        stored = reach.objects | {o for row in attested for o in self._attestations.needs(row)}
         stored |= {row.object for row in attested}
         done.objects, done.bytes = self._send(self._catalog.objects, "objects", sorted(stored))
         done.manifests, _ = self._send(
@@ -131,7 +134,9 @@ class Exchange:
         )
         done.attestations = sum(self._each(self._send_attestation, attested))
         self._remote.settle()
-        for name, state in zip(moving, self._each(self._advance, moving), strict=True):
+        # The histories of which everything was sent, whatever has been saved here since.
+        states = self._each(lambda name: self._advance(mine[name]), moving)
+        for name, state in zip(moving, states, strict=True):
             done.names[name] = state if state in ("apart", "behind") else done.names[name]
         done.seconds = time.monotonic() - start
         self._refuse_apart(done, "there")
@@ -168,14 +173,17 @@ class Exchange:
         moving = {n: d for n, d in documents.items() if done.names[n] in ("new", "moved")}
         for name, document in moving.items():
             check_adoption(self._catalog, name, document.kind, document.revisions)
-        manifests = self._fetch_manifests(_digests(moving.values()))
-        # Of names that stay as they are here, new attestations are still taken over.
-        whole = [d for n, d in documents.items() if done.names[n] in ("new", "moved", "same")]
-        reach = self._reach(_digests(whole), manifests)
+        # Of names that stay as they are here, what is missing is mended, and new attestations taken over.
+        whole = [d for n, d in documents.items() if done.names[n] != "apart"]
+        manifests = self._fetch_manifests(_digests(whole))
+        known = dict(manifests)
+        reach = closure(_digests(whole), self._catalog.manifests, None, known)
+        for document in moving.values():
+            self._check_kinds(document, known)
         rows = self._their_attestations(reach.manifests)
         needed = reach.objects | {row.object for row in rows}
         done.objects, done.bytes = self._fetch_objects(needed)
-        more = {o for row in rows for o in self._attestations.needs(row.object, row.digest)}
+        more = {o for row in rows for o in self._attestations.needs(row)}
         objects, size = self._fetch_objects(more)
         done.objects, done.bytes = done.objects + objects, done.bytes + size
         with Batch(self._catalog.manifests) as batch:
@@ -223,12 +231,27 @@ class Exchange:
         return document, found[1]
 
     def _their_names(self) -> list[str]:
+        """What is no name was left there by something else."""
         keys = [key.removeprefix("names/") for key in self._remote.keys("names")]
-        return sorted(check_new_name(key.removesuffix(".json")) for key in keys)
+        names = (key.removesuffix(".json") for key in keys if key.endswith(".json"))
+        return sorted(name for name in names if is_name(name))
 
-    def _advance(self, name: str) -> str:
-        """Make the remote's history of a name that of the library, unless they have parted."""
-        mine = self._document(name)
+    def _has(self, document: _Names) -> bool:
+        """Whether the newest manifest of a name is there."""
+        place = self._catalog.manifests.place(document.revisions[-1][1])
+        return self._remote.size(f"manifests/{place}") is not None
+
+    def _check_kinds(self, document: _Names, known: Mapping[str, Manifest]) -> None:
+        for number, digest, _ in document.revisions:
+            if known[digest].kind != document.kind:
+                raise StoreCorrupt(
+                    f"{self._remote.url} calls '{document.name}' a {document.kind}, and its revision "
+                    f"{number} is a {known[digest].kind}; push it there again under another name."
+                )
+
+    def _advance(self, mine: _Names) -> str:
+        """Make the remote's history of a name this one, unless they have parted."""
+        name = mine.name
         for _ in range(TRIES):
             theirs, version = self._their(name)
             state = _state(mine, theirs)
@@ -260,8 +283,8 @@ class Exchange:
 
     # -- content --------------------------------------------------------------------------------
 
-    def _reach(self, digests: Iterable[str], known: Mapping[str, Manifest] = NONE) -> Reach:
-        return closure(digests, self._catalog.manifests, None, dict(known))
+    def _reach(self, digests: Iterable[str]) -> Reach:
+        return closure(digests, self._catalog.manifests, None, {})
 
     def _send(self, folder: Objects, prefix: str, digests: Sequence[str]) -> tuple[int, int]:
         """Create what the remote lacks; return how many, and their bytes."""
@@ -301,12 +324,15 @@ class Exchange:
         keys = []
         for key in self._remote.keys("attestations"):
             parts = key.split("/")
-            if len(parts) == 3 and parts[1] in digests and key not in known:
+            if len(parts) != 3 or parts[1] not in digests or key in known:
+                continue
+            # Anything else was left there by something else.
+            if parts[2].endswith(".json") and DIGEST.fullmatch(parts[2].removesuffix(".json")):
                 keys.append(key)
 
         def read(key: str) -> Row:
             _, digest, file = key.split("/")
-            self._catalog.objects.path(stored := file.removesuffix(".json"))  # a digest, or refused
+            stored = file.removesuffix(".json")
             data = self._remote.read(key) or (b"", "")
             said = _parsed(_Attested, data[0], f"{self._remote.url}/{key}")
             return Row(digest, said.kind, stored, said.created)

@@ -25,6 +25,7 @@ from vectors.store.payloads import (
     VECTOR_FILE,
     BaseTensors,
     Progress,
+    read_recipe,
     read_steering,
     read_tuned,
     write_task,
@@ -143,7 +144,7 @@ class Library(Histories):
             GrammarError, NameNotFound, StoreCorrupt: see `get`.
         """
         entry = self.get(ref, "recipe")
-        return entry, Recipe.model_validate({key: entry.info[key] for key in Recipe.model_fields})
+        return entry, read_recipe(entry.manifest, f"'{ref}'")
 
     def vector_by_digest(self, digest: str) -> SteeringVector:
         """Return the steering vector whose whole digest is given.

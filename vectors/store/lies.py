@@ -15,7 +15,7 @@ from vectors.errors import StoreCorrupt
 from vectors.store.checkpoint import DTYPES
 from vectors.store.manifests import Manifest, TensorPart
 from vectors.store.objects import Objects
-from vectors.store.payloads import read_steering
+from vectors.store.payloads import read_recipe, read_steering
 
 __all__ = ["lies"]
 
@@ -31,6 +31,11 @@ def lies(manifest: Manifest, digest: str, objects: Objects) -> Iterator[str]:
     if manifest.kind == "steering-vector" and all(h in objects for h in manifest.files.values()):
         try:
             read_steering(objects, manifest, digest[:12])
+        except StoreCorrupt as error:
+            yield str(error)
+    if manifest.kind == "recipe":
+        try:
+            read_recipe(manifest, digest[:12])
         except StoreCorrupt as error:
             yield str(error)
 

@@ -84,7 +84,7 @@ class Manifest(BaseModel):
             InputError: a base, parent, file name or information that a manifest cannot have.
         """
         try:
-            return cls.model_validate(
+            made = cls.model_validate(
                 {
                     "kind": kind,
                     "base": base,
@@ -95,6 +95,9 @@ class Manifest(BaseModel):
                     "info": json.loads(canonical_json(dict(info), "The entry's information")),
                 }
             )
+            # What cannot be read again, such as lists in lists without end, is not begun.
+            cls.model_validate_json(made.to_json())
+            return made
         except ValidationError as error:
             row = error.errors(include_url=False)[0]
             raise InputError(

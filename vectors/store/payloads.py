@@ -10,9 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 import zstandard
+from pydantic import ValidationError
 from torch import Tensor
 
-from vectors.errors import ShapeMismatch, StoreCorrupt, VectorFileError
+from vectors.errors import InputError, ShapeMismatch, StoreCorrupt, VectorFileError
 from vectors.formats.canonical import sha256
 from vectors.formats.native import vector_from_bytes
 from vectors.store.checkpoint import dtype_name
@@ -27,9 +28,18 @@ from vectors.tasks.delta import (
     raw_bytes,
     raw_view,
 )
+from vectors.tasks.recipes import Recipe
 from vectors.types import SteeringVector
 
-__all__ = ["VECTOR_FILE", "BaseTensors", "Progress", "read_steering", "read_tuned", "write_task"]
+__all__ = [
+    "VECTOR_FILE",
+    "BaseTensors",
+    "Progress",
+    "read_recipe",
+    "read_steering",
+    "read_tuned",
+    "write_task",
+]
 
 VECTOR_FILE = "vector.safetensors"
 LEVEL = 1  # of zstd: on a fine-tune in bf16, 1.7 times as fast as level 3 and 0.1 % larger
@@ -56,6 +66,24 @@ def read_steering(objects: Objects, manifest: Manifest, what: str) -> SteeringVe
             f"{(manifest.base or 'none')[:12]} in its manifest; extract it again."
         )
     return vector
+
+
+def read_recipe(manifest: Manifest, what: str) -> Recipe:
+    """Return the recipe of a manifest.
+
+    Raises:
+        StoreCorrupt: it is none, or is of another base or other task vectors than the manifest.
+    """
+    try:
+        recipe = Recipe.model_validate({key: manifest.info[key] for key in Recipe.model_fields})
+    except (KeyError, InputError, ValidationError) as error:
+        words = str(error).splitlines()[0]
+        raise StoreCorrupt(f"The recipe {what} cannot be read ({words}); save it again.") from error
+    if recipe.base != manifest.base or {d for d, _ in recipe.terms} - set(manifest.parents):
+        raise StoreCorrupt(
+            f"The recipe {what} has another base or other task vectors than its manifest; save it again."
+        )
+    return recipe
 
 
 def write_task(

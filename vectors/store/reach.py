@@ -6,12 +6,13 @@ import sqlite3
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vectors.store.attestations import Attestations
 from vectors.store.leases import alive
 from vectors.store.manifests import Manifest, Manifests
 
-__all__ = ["Reach", "closure", "roots"]
+__all__ = ["Reach", "Roots", "closure", "roots"]
 
 
 @dataclass
@@ -22,21 +23,29 @@ class Reach:
     objects: set[str] = field(default_factory=set)
 
 
-def roots(db: sqlite3.Connection, since: str) -> set[str]:
-    """The digests that something means: living names, names deleted and changes logged from `since`
-    on, tags (which belong to names), pins, and leases of processes that live.
+class Roots(NamedTuple):
+    """The digests that something means; those that are `logged` alone may have been collected before."""
+
+    needed: set[str]
+    logged: set[str]
+
+
+def roots(db: sqlite3.Connection, since: str) -> Roots:
+    """What something means: living names, names deleted and changes logged from `since` on, tags
+    (which belong to names), pins, and leases of processes that live.
     """
     rows = db.execute(
         """SELECT refs.digest FROM refs JOIN names ON names.id = refs.name_id
-               WHERE names.deleted IS NULL OR names.deleted >= ?1
-           UNION SELECT digest FROM reflog WHERE created >= ?1
+               WHERE names.deleted IS NULL OR (names.deleted >= ?1 AND names.collected IS NULL)
            UNION SELECT digest FROM pins""",
         (since,),
     ).fetchall()
+    logged = db.execute("SELECT digest FROM reflog WHERE created >= ?", (since,)).fetchall()
     leases = db.execute(
         "SELECT digest, pid FROM leases WHERE expires >= ?", (time.time(),)
     ).fetchall()
-    return {row["digest"] for row in rows} | {r["digest"] for r in leases if alive(r["pid"])}
+    leased = {row["digest"] for row in leases if alive(row["pid"])}
+    return Roots({row["digest"] for row in rows} | leased, {row["digest"] for row in logged})
 
 
 def closure(
@@ -44,15 +53,18 @@ def closure(
     manifests: Manifests,
     attestations: Attestations | None,
     known: dict[str, Manifest],
+    if_there: Iterable[str] = (),
 ) -> Reach:
     """Return all that `found` leads to: parents that are here, objects, attestations.
 
-    `known` keeps the manifests that were read, so that a second call reads only what is new.
+    `known` keeps the manifests that were read, so that a second call reads only what is new. What stands
+    in `if_there` leads on where it has not been removed.
 
     Raises:
         StoreCorrupt: a manifest on the way is missing or damaged.
     """
-    reach, waiting = Reach(), [(digest, True) for digest in found]
+    reach, waiting = Reach(), [(digest, False) for digest in if_there]
+    waiting += [(digest, True) for digest in found]
     while waiting:
         digest, needed = waiting.pop()
         if digest in reach.manifests or not (needed or digest in known or digest in manifests):

@@ -9,10 +9,18 @@ from datetime import date
 from vectors.errors import GrammarError
 from vectors.grammar import check_name
 
-__all__ = ["Reference", "check_new_name", "check_tag", "parse_reference"]
+__all__ = [
+    "MOST_REVISIONS",
+    "Reference",
+    "check_new_name",
+    "check_tag",
+    "is_name",
+    "parse_reference",
+]
 
 DIGEST = re.compile(r"[0-9a-f]{8,64}")
 REVISION = re.compile(r"[1-9][0-9]{0,6}")
+MOST_REVISIONS = 9_999_999
 TAG = re.compile(r"[a-z][a-z0-9-]{0,59}")
 
 
@@ -62,6 +70,14 @@ def check_new_name(name: str) -> str:
             f"The name {name!r} looks like a digest; choose one with a letter beyond f, or a dash."
         )
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether an entry can be called so."""
+    try:
+        return bool(check_new_name(name))
+    except GrammarError:
+        return False
 
 
 def check_tag(tag: str) -> str:

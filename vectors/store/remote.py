@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from vectors.errors import BackendUnavailable, InputError
 from vectors.formats.atomic import disk_errors
+from vectors.paths import expanded
 from vectors.store.steps import step
 
 __all__ = ["Remote"]
@@ -41,7 +42,7 @@ class Remote:
 
     def __init__(self, url: str, *, make: bool = True) -> None:
         self.url = url
-        folder = None if URL.fullmatch(url) else Path(url).expanduser().resolve()
+        folder = None if URL.fullmatch(url) else expanded(url).resolve()
         if url.startswith("file://"):
             folder = Path(url.removeprefix("file://"))
         self._folder = folder

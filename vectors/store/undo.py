@@ -17,9 +17,10 @@ from vectors.store.refs import NEWEST, SELECT, Ref, living
 
 __all__ = ["last_change", "undo"]
 
-# What undid something, and what was undone, is passed over.
+# What undid something, what was undone, and what became of names that are collected, is passed over.
 LAST = f"""{LOG} WHERE undoes IS NULL AND id NOT IN
-           (SELECT undoes FROM reflog WHERE undoes IS NOT NULL) ORDER BY id DESC LIMIT 1"""
+           (SELECT undoes FROM reflog WHERE undoes IS NOT NULL) AND (name_id IS NULL OR name_id NOT IN
+           (SELECT id FROM names WHERE collected IS NOT NULL)) ORDER BY id DESC LIMIT 1"""
 
 
 def last_change(db: sqlite3.Connection) -> LogRow | None:

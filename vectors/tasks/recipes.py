@@ -20,6 +20,7 @@ from vectors.tasks.registry import Method, method_named
 
 __all__ = ["Operation", "Recipe"]
 
+WEIGHT_LIMIT = 1e6
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -68,7 +69,7 @@ class Recipe(BaseModel):
     the tuned tensor bit for bit.
 
     Raises:
-        GrammarError: a base or term that is no digest, a term given twice, a weight not finite.
+        GrammarError: a base or term that is no digest, a term given twice, a weight not finite or over 1e6.
         NameNotFound: no such method.
         InputError: options that the method does not have, or out of bounds.
     """
@@ -116,6 +117,11 @@ class Recipe(BaseModel):
             if not math.isfinite(weight):
                 raise GrammarError(
                     f"The weight of task vector {digest[:12]} must be finite, not {weight}; try 1."
+                )
+            if abs(weight) > WEIGHT_LIMIT:
+                raise GrammarError(
+                    f"The weight of task vector {digest[:12]} is {weight:g}, and no more than "
+                    f"{WEIGHT_LIMIT:g} can be summed in fp32; try 1."
                 )
         if len(set(digests)) != len(digests):
             raise GrammarError(
