@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,7 +12,10 @@ import pytest
 import torch
 
 from vectors.errors import Cancelled, ContrastSetError, InputError, NameTaken, NotSteerable
+from vectors.steering.statistics import permutation_p
+from workbench.runs import work
 from workbench.train.lesson_file import load_lesson
+from workbench.verify.verify import Dose, _rules
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 SMALL = {"prompts": 12, "tokens": 8, "batch": 4, "read_pairs": False}
@@ -130,6 +134,8 @@ def test_instructions_become_completions(extracted, tmp_path, reader):
     else:
         entry = workbench.library.get("asked")
         assert b'"positive"' in workbench.library.read_file(entry, "contrast.jsonl")
+        asking = work.instruction_for(work.vector_of(workbench, "asked")[2], entry)
+        assert asking == "Be glad, one.", "verification compares with the person's own words"
         assert result["contrast"]["train"] >= 4
 
 
@@ -156,3 +162,23 @@ def test_bad_input_is_told_before_a_run_begins(extracted, tmp_path):
     with pytest.raises(NameTaken):
         workbench.train(name="loop", vector="loop")
     assert len(workbench.runs.list()) == before
+
+
+def test_a_verdict_on_the_opposite_gives_no_dose_to_work_with(extracted):
+    workbench, _ = extracted
+    vector = workbench.library.load_vector("loop")[1]
+    entry = workbench.library.save_vector("doses", dataclasses.replace(vector, info={"n": 1}))
+    assert work.working_dose(workbench, entry) == 0.2
+    for dose, wanted in ((0.3, 0.3), (-0.1, 0.3), (0.0, 0.3), (0.25, 0.25)):
+        workbench.library.attest(entry.digest, "verdict", {"working_dose": dose})
+        assert work.working_dose(workbench, entry) == wanted
+
+
+@pytest.mark.parametrize(("better", "controls", "passed"), [(0, 19, True), (1, 39, False)])
+def test_a_verdict_passes_only_where_all_random_directions_are_beaten(better, controls, passed):
+    p = permutation_p(1.0, [2.0] * better + [0.0] * (controls - better))
+    assert p <= 0.05
+    dose = Dose(0.2, 1, 0.5, 1.5, 1, 0.5, 1.5, 0.01, 0.02, 0.0, "")
+    rules = {rule.rule: rule for rule in _rules(dose, -1.0, p, controls, 0.1)}
+    assert rules["random"].passed is passed
+    assert ("Not all of them are beaten" in rules["random"].words) is not passed

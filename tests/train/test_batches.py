@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vectors.errors import InputError, PromptTooLong
 from workbench.train.batches import Decision, check_decisions, collate, order
+from workbench.train.config import TrainConfig
 
 
 def some(steered: int, replay: int) -> list[Decision]:
@@ -88,3 +89,13 @@ def test_bad_decisions_are_refused_by_name(decision, error, words):
 def test_nothing_to_learn_is_refused():
     with pytest.raises(InputError, match="nothing to learn"):
         check_decisions([], 10, 50)
+
+
+@pytest.mark.parametrize(("batch", "replay"), [(6, 0.25), (6, 0.9), (4, 0.0), (5, 0.3), (1, 0.5)])
+def test_no_step_has_more_rows_than_memory_is_counted_for(batch, replay):
+    decisions = [
+        Decision((1,), (2, 3), kind, 0) for kind in ("steered", "replay") for _ in range(40)
+    ]
+    config = TrainConfig(batch=batch, replay=replay)
+    steps = order(decisions, batch, replay, 2, 0)
+    assert max(map(len, steps)) == config.rows

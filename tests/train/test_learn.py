@@ -13,16 +13,23 @@ import pytest
 import torch
 
 from vectors.errors import EngineFailed, InputError, NameNotFound, NameTaken, PromptTooLong
+from vectors.steering.controls import random_direction
+from vectors.types import SteeringVector
+from workbench.data.chat import parse_chats
+from workbench.data.templates import context_ids
 from workbench.models.loading import load_tokenizer
 from workbench.runs.learn import learn_run
 from workbench.runs.parameters import checked
 from workbench.runs.process import Progress
 from workbench.service import Workbench
+from workbench.train.answers import Desk
 from workbench.train.bake import _check_measurable
 from workbench.train.batches import Decision
+from workbench.train.config import TrainConfig
+from workbench.train.data_sources import _held_out
 from workbench.train.examples import Example
 from workbench.train.losses import SoftTargets, soft_loss, token_loss
-from workbench.train.sources import set_aside
+from workbench.train.sources import VectorSource, set_aside
 
 SMALL = {"tokens": 6, "batch": 4, "prompts": 8, "learning_rate": 2e-3, "passes": 4}
 
@@ -299,3 +306,49 @@ def test_wrong_data_is_told_before_a_run_begins(wb, tmp_path, given, words):
     asked = {key: files.get(value, value) for key, value in given.items()}
     with pytest.raises(InputError, match=words):
         checked("learn", {"model": "tiny", "name": "x", **asked}, wb)
+
+
+@pytest.mark.parametrize(
+    ("lines", "held"),
+    [
+        ([f"prompt {n}" for n in range(10)], 2),
+        (["one", "two"] * 10, 0),  # nothing would be left that is not asked for
+        ([f"prompt {n % 25}" for n in range(100)], 20),
+        ([f"prompt {n}" for n in range(4)], 0),
+        ([f"prompt {n}" for n in range(400)], 48),
+    ],
+)
+def test_conversations_that_begin_alike_are_learnt_or_held_out_together(tmp_path, lines, held):
+    rows = [
+        {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": f"r{n}"}]}
+        for n, p in enumerate(lines)
+    ]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = parse_chats(path)
+    numbers = _held_out(file)
+    assert len(numbers) == held
+    asked = {n: chat.messages[0].content for n, chat in file.lines.items()}
+    assert not {asked[n] for n in numbers} & {asked[n] for n in asked.keys() - numbers}
+
+
+def test_of_held_out_prompts_the_sides_are_not_learnt_either(wb, tmp_path):
+    contrast = wb.contrast.get("cheerful")
+    model = wb.model()
+    directions = {b: random_direction(model.width, b) for b in range(model.blocks)}
+    vector = SteeringVector(model.base, directions, dict.fromkeys(directions, 1.0), 1)
+    digest = wb.library.put_vector(vector)
+    config = TrainConfig(seed=1)
+    desk = Desk(wb.engine, model, load_tokenizer(model), config, prompts=60, tokens=4)
+    tmp_path.joinpath("run").mkdir()
+    source = VectorSource(vector, digest, 0.0, contrast.train)
+    found = source.write(desk, Progress(tmp_path / "run"))
+    held = {example.decision.context_ids for example in found.held_out}
+    learnt = {example.decision.context_ids for example in found.learnt}
+    assert len(held) >= 5 and not held & learnt
+    sides = {
+        context_ids(desk.tokenizer, ({"role": "user", "content": p.prompt},))
+        for p in contrast.train
+    }
+    assert held & sides, "no held-out prompt is one of the set's"
+    assert len(sides - held) > 30 and sides - held <= learnt

@@ -109,3 +109,13 @@ def test_token_loss_is_cross_entropy_and_positions_must_fit():
         token_loss(student, labels[:3])
     with pytest.raises(ShapeMismatch, match="2"):
         soft_loss(student, SoftTargets.of(student[:2], 3))
+
+
+def test_a_small_step_in_bfloat16_is_seen():
+    torch.manual_seed(0)
+    logits = torch.randn(64, 500).bfloat16() * 3
+    labels = torch.randint(0, 500, (64,))
+    exact = token_loss(logits.double(), labels)
+    for weights in (None, torch.full((64,), 1 / 64)):
+        found = token_loss(logits, labels, weights)
+        assert found.dtype == torch.float32 and abs(found - exact) < 1e-5

@@ -12,6 +12,8 @@ import torch
 
 from vectors.errors import Cancelled
 from workbench.train import Decision, Lesson, TrainConfig, train
+from workbench.train.best import Best
+from workbench.train.held_out import HeldOutLoss
 
 
 def decisions(seed: int = 0) -> list[Decision]:
@@ -33,6 +35,13 @@ def put(model, weights) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
+
+
+def test_a_loss_that_is_no_number_is_not_the_best():
+    best = Best(patience=2, keep=False)
+    for step, loss in ((1, 1.0), (2, float("nan")), (3, 0.5), (4, float("nan")), (5, 0.5)):
+        best.see(step, HeldOutLoss(loss, None), {})
+    assert (best.step, best.loss, best.exhausted) == (3, 0.5, True)
 
 
 def test_the_best_weights_are_kept_or_the_last(llama):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 __all__ = [
+    "FEWEST_TO_TELL",
     "Separation",
     "agreement",
     "auroc",
@@ -79,6 +80,10 @@ def separation(direction_D: Tensor, pos_ND: Tensor, neg_ND: Tensor) -> Separatio
         pair_accuracy(pos_N, neg_N),
         agreement(pos_ND - neg_ND),
     )
+
+
+FEWEST_TO_TELL = 5
+"""Held-out pairs that a coin orders rightly in fewer than one case of twenty."""
 
 
 def steerable(found: Separation, pairs: int) -> str:

@@ -33,9 +33,7 @@ def extract(
     method: Annotated[
         str, typer.Option(help="mean-difference, pca or logistic.")
     ] = "mean-difference",
-    position: Annotated[
-        str, typer.Option(help="completion-mean, last or prompt-last.")
-    ] = "completion-mean",
+    position: Annotated[str, typer.Option(help="completion-mean or last.")] = "completion-mean",
     reader: Annotated[
         str,
         typer.Option(help="model: loaded for this; engine: read in vLLM, which serves it already."),

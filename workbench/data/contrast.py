@@ -180,7 +180,7 @@ def parse_contrast(
     if problems:
         more = f"; and {len(problems) - 5} more lines" if len(problems) > 5 else ""
         raise ContrastSetError(f"The set '{name}' cannot be used: {'; '.join(problems[:5])}{more}.")
-    _check_whole(name, pairs)
+    check_whole(name, pairs)
     return ContrastSet(name, tuple(pairs), about, builtin, tuple(lines))
 
 
@@ -224,7 +224,12 @@ def _why(error: ValidationError) -> str:
     return f"{words}" if not where else f"'{where}': {words[0].lower()}{words[1:]}"
 
 
-def _check_whole(name: str, pairs: Sequence[ContrastPair]) -> None:
+def check_whole(name: str, pairs: Sequence[ContrastPair]) -> None:
+    """Refuse pairs that together are no set.
+
+    Raises:
+        ContrastSetError: too few, of too few prompts, of two kinds, or repeated.
+    """
     if not pairs:
         raise ContrastSetError(f"The set '{name}' is empty; write one JSON object a line.")
     prompts = len({p.key for p in pairs})

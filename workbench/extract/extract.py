@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vectors.errors import NotSteerable
-from vectors.steering.diagnostics import Separation, separation, steerable
+from vectors.errors import InputError, NotSteerable
+from vectors.steering.diagnostics import FEWEST_TO_TELL, Separation, separation, steerable
 from vectors.steering.directions import direction
 from vectors.types import Method, SteeringVector
 from workbench.data.contrast import ContrastPair, ContrastSet
@@ -77,11 +77,21 @@ def extract(
     held-out pairs.
 
     Raises:
+        InputError: a position at which both sides of a pair are the same.
         NotSteerable: the two sides do not differ.
         PromptTooLong: a pair does not fit the model's window.
     """
+    if position == "prompt-last":
+        raise InputError(
+            "At the prompt's last token both sides of a pair have read the same, so there is no "
+            "direction; choose completion-mean or last."
+        )
     started = time.monotonic()
-    contrast = realise(reader, contrast, report) if contrast.by_instruction else contrast
+    asked = {}
+    if contrast.by_instruction:
+        # What verification compares with: the prompt that simply asks.
+        asked = {"instruction": contrast.pairs[0].positive_instruction}
+        contrast = realise(reader, contrast, report)
     pairs = [*contrast.train, *contrast.held_out]
     sides = [_samples(reader, pairs, side) for side in ("positive", "negative")]
     means_LND, norms_LN = reader.means([*sides[0], *sides[1]], position, report)
@@ -100,7 +110,12 @@ def extract(
         "method": str(method),
         "position": position,
         "model": reader.info.name,
-        "contrast": {"name": contrast.name, "digest": contrast.digest, "pairs": len(pairs)},
+        "contrast": {
+            "name": contrast.name,
+            "digest": contrast.digest,
+            "pairs": len(pairs),
+            **asked,
+        },
         "steerable": verdict,
         "suggested_dose": SUGGESTED_DOSE,
         "held_out": asdict(found[best]),
@@ -145,6 +160,11 @@ def _words(contrast: ContrastSet, verdict: str, best: int, found: Separation) ->
         return f"'{contrast.name}' has a clear direction: {shown}."
     if verdict == "marginal":
         return f"'{contrast.name}' has a weak direction: {shown}; more or clearer pairs would help."
+    if len(contrast.held_out) < FEWEST_TO_TELL:
+        return (
+            f"'{contrast.name}' is too small to tell: {shown}, and a coin may order so few; give at "
+            "least 20 pairs."
+        )
     return (
         f"'{contrast.name}' is not steerable on this model as it stands: {shown}; its pairs pull in "
         "different directions, so steering would be luck. Make the two sides differ in one thing."

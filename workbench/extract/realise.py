@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vectors.errors import NotSteerable
-from workbench.data.contrast import ContrastPair, ContrastSet
+from vectors.errors import ContrastSetError, NotSteerable
+from workbench.data.contrast import ContrastPair, ContrastSet, check_whole
 from workbench.extract.readers import Reader
 
 __all__ = ["realise"]
@@ -40,4 +40,11 @@ def realise(
             f"Under the instructions of '{contrast.name}' the model answers the same on both sides for "
             f"{len(contrast.pairs) - len(pairs)} of {len(contrast.pairs)} prompts; make them clearer."
         )
+    try:
+        check_whole(contrast.name, pairs)
+    except ContrastSetError as error:
+        raise NotSteerable(
+            f"Of '{contrast.name}' too few prompts are answered differently under the two "
+            f"instructions: {error}"
+        ) from error
     return ContrastSet(contrast.name, tuple(pairs), contrast.about, contrast.builtin)

@@ -62,6 +62,7 @@ def learn_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
         "optimizer": p["optimizer"],
         **measured.to_json(),
     }
+    progress.check()
     workbench.library.attest(baked.entry.digest, "evaluation", result)
     baked.kept.drop()
     return result

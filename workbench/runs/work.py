@@ -175,7 +175,7 @@ def _verdict(
         vector,
         name=p["vector"],
         digest=entry.digest,
-        instruction=instruction_for(contrast),
+        instruction=instruction_for(contrast, entry),
         doses=tuple(p.get("doses") or DOSES),
         controls=p["controls"],
         seed=p["seed"],
@@ -184,10 +184,13 @@ def _verdict(
     )
 
 
-def instruction_for(contrast: ContrastSet) -> str:
-    """The system prompt that simply asks for the behaviour: the baseline to beat."""
-    if contrast.by_instruction:
-        return contrast.pairs[0].positive_instruction
+def instruction_for(contrast: ContrastSet, entry: Entry) -> str:
+    """The system prompt that simply asks for the behaviour: the baseline to beat.
+
+    Where the set was of instructions it is the person's own, which extraction has noted.
+    """
+    if instruction := entry.info.get("contrast", {}).get("instruction", ""):
+        return str(instruction)
     example = contrast.train[0]
     return INSTRUCTIONS.get(
         contrast.name,
@@ -222,7 +225,11 @@ def train_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
             parents=[entry.digest],
         )
     progress(0.9, "measuring what was recovered")
-    steered = f"{entry.digest}={dose!r}"
+    # A run that was resumed has learnt what it began with, whatever verdict has come since.
+    learnt = baked.entry.info
+    dose = float(learnt["dose"])
+    measured_by = entry.digest if p.get("random_direction") else learnt["vector"]
+    steered = f"{measured_by}={dose!r}"
     measured = compare(
         bench,
         steer=steered,
@@ -239,6 +246,7 @@ def train_run(workbench: Workbench, p: Parameters, progress: Progress) -> dict[s
         "margin": measured.margin,
         "kl": measured.kl,
     }
+    progress.check()
     workbench.library.attest(baked.entry.digest, "evaluation", result)
     baked.kept.drop()
     return result
@@ -269,10 +277,13 @@ def baked_json(baked: Baked) -> dict[str, Any]:
 
 
 def working_dose(workbench: Workbench, entry: Entry) -> float:
-    """The verdict's working dose, or the suggested one where there is no verdict."""
-    verdicts = workbench.library.attestations(entry.digest, "verdict")
-    if verdicts:
-        return float(verdicts[-1]["working_dose"])
+    """The working dose of the newest verdict that measured one, or the suggested dose.
+
+    A verdict on the opposite direction alone, or on none, has no dose to work with.
+    """
+    for verdict in reversed(workbench.library.attestations(entry.digest, "verdict")):
+        if (dose := float(verdict["working_dose"])) > 0:
+            return dose
     return float(entry.info.get("suggested_dose", 0.2))
 
 

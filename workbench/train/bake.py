@@ -229,7 +229,7 @@ def _tier(model: Any, config: TrainConfig, decisions: Sequence[Decision]) -> Cho
         return Choice(2, "contexts are to be reused, which needs them frozen")
     if config.recorded:
         return Choice(2, "steps are to be recorded, which needs contexts frozen")
-    return choose_tier(model, decisions, config.batch, free_memory(model.device))
+    return choose_tier(model, decisions, config.rows, free_memory(model.device))
 
 
 def _exam(prepared: Prepared) -> list[Example]:

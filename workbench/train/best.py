@@ -35,7 +35,7 @@ class Best:
         """Note a measurement after `step`; without steered held-out decisions nothing is best."""
         if found.steered is None:
             return
-        if found.steered >= self.loss:
+        if not found.steered < self.loss:  # what is no number is not better
             self.misses += 1
             return
         self.step, self.loss, self.misses = step, found.steered, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -89,6 +90,11 @@ class TrainConfig(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the settings"
             raise InputError(f"The training setting '{where}' is wrong: {first['msg']}.") from error
+
+    @property
+    def rows(self) -> int:
+        """Decisions of one step, replay among them; `batch / (1 - replay)`."""
+        return math.ceil(self.batch / (1 - self.replay) - 1e-9)
 
     def rate_at(self, step: int, steps: int) -> float:
         """The rate of step `step`, counted from 1; linear is `lr (1 - (step - 1) / steps)`."""

@@ -30,8 +30,8 @@ MOST_HELD_OUT = 48
 class ChatSource:
     """The marked assistant turns of a chat file, as a person wrote them.
 
-    A fifth of the conversations, at most 48, is held out, chosen by the hash of their content; of
-    fewer than five none is.
+    A fifth of the conversations, at most 48, is held out, chosen by the hash of their content, and
+    those that begin alike together, so that nobody is asked what was learnt; of fewer than five none is.
     """
 
     file: ChatFile
@@ -44,13 +44,26 @@ class ChatSource:
 
     def write(self, desk: Desk, progress: Progress) -> Written:
         progress(0.0, f"reading {len(self.file.lines)} conversations")
-        by_key = sorted(self.file.lines, key=lambda number: self.file.lines[number].key)
-        held = set(by_key[: min(MOST_HELD_OUT, len(by_key) // 5)])
+        held = _held_out(self.file)
         learnt: list[Example] = []
         held_out: list[Example] = []
         for number, decision in chat_decisions(desk.tokenizer, self.file, "steered"):
             (held_out if number in held else learnt).append(Example(decision, "itself"))
         return Written(learnt, held_out, len(learnt) + len(held_out))
+
+
+def _held_out(file: ChatFile) -> set[int]:
+    """Numbers of the lines that are held out."""
+    alike: dict[str, list[int]] = {}
+    for number in sorted(file.lines, key=lambda number: file.lines[number].key):
+        chat = file.lines[number]
+        alike.setdefault(repr(chat.before(chat.decisions[0])), []).append(number)
+    room = min(MOST_HELD_OUT, len(file.lines) // 5)
+    held: set[int] = set()
+    for numbers in alike.values():
+        if len(held) + len(numbers) <= room:
+            held.update(numbers)
+    return held
 
 
 @dataclass(frozen=True)

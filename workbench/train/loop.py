@@ -130,7 +130,7 @@ def train(
     schedule = order(decisions, config.batch, config.replay, config.passes, config.seed)
     tier = config.tier
     if tier == "auto":
-        tier = choose_tier(model, decisions, config.batch, free_memory(model.device)).tier
+        tier = choose_tier(model, decisions, config.rows, free_memory(model.device)).tier
     with training(model, config.recompute or tier == 3) as weights, ExitStack() as stack:
         optimizer = make_optimizer(weights.values(), config)
         store = _store(config, tier, contexts, stack)

@@ -122,6 +122,7 @@ def token_loss(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None = N
         ShapeMismatch: other positions than the student's.
     """
     _check(logits_NV, len(labels_N))
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     if weights_N is None:
         return F.cross_entropy(logits_NV, labels_N)
     each_N = F.cross_entropy(logits_NV, labels_N, reduction="none")

@@ -103,8 +103,10 @@ class VectorSource:
             )
         learnt, held_out = set_aside([Example(decision) for _, decision in found])
         if self.read_pairs:
+            # Of prompts that are held out nothing is learnt, or the exam would be known beforehand.
+            held = {example.decision.context_ids for example in held_out}
             texts = _both_sides(desk.tokenizer, self.pairs)
-            learnt = [*learnt, *(Example(decision) for decision in texts)]
+            learnt += [Example(text) for text in texts if text.context_ids not in held]
         return Written(learnt, held_out, len(prompts))
 
 

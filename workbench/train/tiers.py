@@ -64,7 +64,7 @@ def choose_tier(model: Any, decisions: Sequence[Decision], batch: int, free: int
     and at tier 3 where it does not; longer ones are frozen.
 
     Args:
-        batch: decisions of one step.
+        batch: decisions of one step, replay among them.
         free: bytes.
     """
     contexts = sum(len(d.context_ids) for d in decisions)

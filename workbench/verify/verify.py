@@ -219,6 +219,8 @@ def _rules(
 ) -> tuple[Rule, ...]:
     low, high = working.change_low, working.change_high
     enough = controls >= FEWEST_CONTROLS
+    # Each that does as much as the vector adds one to the numerator of (1 + as much) / (1 + all).
+    beats_all = p_value * (controls + 1) < 1.5
     return (
         Rule(
             "effect",
@@ -235,9 +237,10 @@ def _rules(
         ),
         Rule(
             "random",
-            enough and p_value <= 0.05,
+            enough and beats_all,
             f"Against {controls} random directions of equal norm p = {p_value:.3f}"
-            + ("." if enough else f"; at least {FEWEST_CONTROLS} are needed to pass."),
+            + ("." if enough else f"; at least {FEWEST_CONTROLS} are needed to pass.")
+            + ("" if beats_all else " Not all of them are beaten."),
         ),
         Rule(
             "side effects",

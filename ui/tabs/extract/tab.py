@@ -24,7 +24,6 @@ METHODS = ["mean-difference", "pca", "logistic"]
 POSITIONS = [
     ("mean over the reply", "completion-mean"),
     ("last token of the reply", "last"),
-    ("last token of the prompt", "prompt-last"),
 ]
 READERS = [("a copy of the model", "model"), ("the engine", "engine")]
 BLOCKS = ["block", "AUROC", "Cohen's d", "pair accuracy", "agreement", "norm"]

@@ -12,7 +12,13 @@ from typing import Any
 
 import httpx
 
-from vectors.errors import EngineFailed, InputError, PromptTooLong, SteeringNotApplied
+from vectors.errors import (
+    Cancelled,
+    EngineFailed,
+    InputError,
+    PromptTooLong,
+    SteeringNotApplied,
+)
 from workbench.engines.base import (
     BASE_WEIGHTS,
     LORA,
@@ -243,7 +249,7 @@ class VllmEngine:
 
         def one(batch: Sequence[Pair]) -> list[TokenTable]:
             if cancel():
-                return [[{t: 0.0} for t in completion] for _, completion in batch]
+                raise Cancelled("The scoring was cancelled.")
             receipt = secrets.token_hex(12)
             body: dict[str, Any] = {
                 "model": self.model,
