@@ -153,6 +153,12 @@ def test_a_half_written_event_is_left_for_the_next_look(runs: Runs) -> None:
     assert read_run(folder).events() == whole
     assert read_run(folder).events(after=2) == whole[2:]
     assert read_run(folder).events(after=9) == []
+    # A line that a full disk cut off takes none with it, neither when it is read nor when a run goes on.
+    (folder / "events.jsonl").write_text(text + '{"kind": "cut o')
+    Progress(folder).event(kind="after")
+    assert read_run(folder).events() == [*whole, {"kind": ""}, {"kind": "after"}]
+    (folder / "events.jsonl").write_text(text + "[1]\n")
+    assert read_run(folder).events() == [*whole, {"kind": ""}]
 
 
 def test_a_run_that_ends_between_two_looks_has_not_failed(

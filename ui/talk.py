@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from vectors.errors import WorkbenchError
 
 __all__ = ["Ask", "SendStop", "failures", "proof", "waiting"]
 
+log = logging.getLogger("ui")
 Ask = Callable[..., Iterator[tuple[Any, ...]]]
 """A generator of `(stop, *values)`; each thing it yields fills the outputs, a box first."""
 
@@ -82,6 +84,10 @@ class SendStop:
                     yield (*row, *self._buttons(True))
             except (WorkbenchError, ValueError) as error:
                 yield (say(alert(str(error))), *skip[1:], *self._buttons(False))
+            except Exception as error:
+                log.exception("replies could not be prepared")
+                words = f"The page failed at this ({type(error).__name__}); its terminal says more."
+                yield (say(alert(words)), *skip[1:], *self._buttons(False))
             else:
                 if not stop.forget:
                     yield (*skip, *self._buttons(False))

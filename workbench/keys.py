@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from vectors.errors import InputError, OutOfSpace
 from vectors.formats.atomic import disk_errors, sync_file, sync_folder, temporary
+from vectors.paths import expanded
 from vectors.store.signatures import check_key, public_key
 from workbench.settings import Home
 
@@ -49,7 +50,7 @@ def named_key(text: str) -> str:
     Raises:
         InputError: neither.
     """
-    path = Path(text).expanduser()
+    path = expanded(text)
     try:
         if path.is_file():
             return check_key(path.read_text(errors="replace"))

@@ -28,7 +28,7 @@ from workbench.data.contrast import ContrastSets
 from workbench.data.kept_data import keep_data
 from workbench.engines.base import Engine, Message, Projections, Reply, Request, Sampling
 from workbench.models.bundled import BUNDLED
-from workbench.models.catalog import Model, find_model, list_models, remember
+from workbench.models.catalog import Model, find_model, from_anywhere, list_models, remember
 from workbench.runs.manager import Runs, Watch
 from workbench.runs.record import RunView
 from workbench.settings import Home
@@ -374,7 +374,9 @@ class Workbench:
         """
         from workbench.runs.parameters import checked  # noqa: PLC0415  # help is light
 
-        parameters = {"model": self.model_name, "engine": self.engine_kind, **parameters}
+        # A run has a folder of its own, and may be resumed from another one.
+        model = from_anywhere(self.home, self.model_name)
+        parameters = {"model": model, "engine": self.engine_kind, **parameters}
         return self.runs.start(kind, checked(kind, parameters, self))
 
     def _run(self, kind: str, watch: Watch, parameters: dict[str, Any]) -> dict[str, Any]:

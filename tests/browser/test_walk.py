@@ -568,8 +568,13 @@ def test_rename_delete_restore_undo(page: Any) -> None:
     says(page, "library-notice", "is now called 'mild'")
     expect(page.locator("#library-entry input")).to_have_value("mild")
     page.click("#library-delete")
+    says(page, "library-notice", "Delete 'mild'?")
+    pick(page, "sunny")
+    expect(page.locator("#library-entry input")).to_have_value("sunny")
+    # What was asked about goes, and not what was chosen since.
     page.click("#library-delete-yes")
     says(page, "library-notice", "'mild' is deleted")
+    expect(page.locator("#library-table")).to_contain_text("sunny")
     expect(page.locator("#library-table")).not_to_contain_text("mild")
     page.click("#library-restore")
     says(page, "library-notice", "'mild' is back")

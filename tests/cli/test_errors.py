@@ -25,6 +25,9 @@ BAD = [
     (["models", "add", "BAD NAME", "."], "GrammarError"),
     (["models", "add", "empty", "/"], "ModelNotSupported"),
     (["models", "show", "nowhere"], "NameNotFound"),
+    (["models", "show", "~nobody-here/y"], "InputError"),
+    (["models", "show", "a" * 300], "NameNotFound"),
+    (["models", "add", "x", "~nobody-here/y"], "InputError"),
     (["contrast", "show", "nothing"], "NameNotFound"),
     (["contrast", "check", "/nowhere.jsonl"], "ContrastSetError"),
     (["contrast", "delete", "cheerful"], "NameNotFound"),
@@ -58,6 +61,12 @@ BAD = [
     (["library", "import", "/dev/zero", "--name", "x"], "VectorFileError"),
     (["library", "import", "/", "--name", "x", "--format", "magic"], "InputError"),
     (["library", "export", "nothing", "x.gguf"], "NameNotFound"),
+    (["library", "export", "nothing", "~nobody-here/x.gguf"], "InputError"),
+    (["library", "import", "~nobody-here/x", "--name", "x"], "InputError"),
+    (["library", "materialise", "a=1", "--out", "~nobody-here/z"], "InputError"),
+    (["library", "push", "~nobody-here/z"], "InputError"),
+    (["library", "log", "--limit", "9" * 30], "InputError"),
+    (["train", "--name", "x", "--data", "~nobody-here/x.jsonl"], "InputError"),
     (["runs", "show", "nothing"], "NameNotFound"),
     (["runs", "cancel", "../../etc"], "NameNotFound"),
     (["serve", "--engine", "transformers"], "InputError"),
@@ -67,7 +76,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "kind"), BAD, ids=[" ".join(row[0]) for row in BAD])
+@pytest.mark.parametrize(("arguments", "kind"), BAD, ids=[" ".join(row[0])[:80] for row in BAD])
 def test_bad_input_is_one_sentence_and_exit_code_2(
     arguments: list[str], kind: str, workbench: Any
 ) -> None:

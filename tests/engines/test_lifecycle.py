@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from vectors.errors import BackendUnavailable, EngineFailed, InputError
+from vectors.errors import BackendUnavailable, Cancelled, EngineFailed, InputError
 from vectors.steering.controls import random_direction
 from vectors.types import SteeringVector
 from workbench.engines.base import Request, Sampling
@@ -83,6 +83,9 @@ def owner_of(home, folder):
 def test_shared_then_its_death_is_told_then_started_again(home, tiny_folder):
     request = Request(({"role": "user", "content": "hello"},), sampling=Sampling(1900, 0.0))
     with Workbench(home.root, str(tiny_folder)) as first:
+        with pytest.raises(Cancelled):
+            first.engine(cancel=lambda: True)
+        # Whoever does not want to wait for it leaves it to the others.
         engine = first.engine()
         second = Workbench(home.root, str(tiny_folder))
         assert second.engine().generate([Request(request.messages, sampling=Sampling(3))])

@@ -18,7 +18,7 @@ from vectors.errors import (
 )
 from workbench.models import bundled as bundled_module
 from workbench.models.bundled import BUNDLED, bundled_model
-from workbench.models.catalog import find_model, list_models, remember
+from workbench.models.catalog import find_model, from_anywhere, list_models, remember
 from workbench.models.loading import load_tokenizer
 from workbench.settings import WINDOW, Home
 
@@ -153,3 +153,14 @@ def test_the_engine_sees_4096_positions_unless_told_otherwise(tiny, monkeypatch)
         monkeypatch.setenv(WINDOW, wrong)
         with pytest.raises(InputError, match=f"{WINDOW} must be a number from 256 on"):
             _ = long.served_window
+
+
+def test_a_model_is_named_so_that_it_is_found_from_anywhere(home, copy, monkeypatch):
+    monkeypatch.chdir(copy.parent)
+    remember(home, "mine", copy)
+    kept = shutil.copytree(copy, home.models / "kept")
+    for name in (BUNDLED, "mine", "kept", "owner/name"):
+        assert from_anywhere(home, name) == name
+    for name in (copy.name, f"./{copy.name}", f"../{copy.parent.name}/{copy.name}", str(copy)):
+        assert from_anywhere(home, name) == str(copy)
+    assert kept.is_dir()

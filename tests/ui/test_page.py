@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from ui.tabs.steer import chat, reload
 from ui.tabs.steer import fields as steer_fields
 from ui.tabs.train.finer import finer_of
 from ui.tabs.train.own_data import _given
+from ui.talk import SendStop
 from vectors.errors import ContrastSetError, EngineFailed, GrammarError, InputError
 from vectors.types import SteeringVector
 from workbench.engines.base import LoraReceipt, Receipt, Reply
@@ -187,11 +189,16 @@ def test_trained_weights_are_swapped_or_used_as_a_lora() -> None:
 
 
 def test_chat_text_is_escaped_and_comes_back() -> None:
-    told_to_box = chat.shown([{"role": "user", "content": EVIL + "&lt;\n"}])
-    assert "<img" not in told_to_box[0]["content"]
-    assert chat.text_of(told_to_box[0]) == EVIL + "&lt;\n"
-    blocks = [{"type": "text", "text": told_to_box[0]["content"]}]
-    assert chat.text_of({"content": blocks}) == EVIL + "&lt;\n"
+    said = f"Sure:\n    {EVIL}&lt;\n\treturn\n\n"
+    told_to_box = chat.shown([{"role": "user", "content": said}])
+    assert "<img" not in told_to_box[0]["content"]["text"]
+    assert chat.text_of(told_to_box[0]) == said
+    # As the chat box itself has it: nothing is tidied up on the way.
+    box = gr.Chatbot()
+    (held,) = box.postprocess(told_to_box).root
+    assert chat.turns_of(box.preprocess(type(box.postprocess([]))(root=[held]))) == [
+        {"role": "user", "content": said}
+    ]
 
 
 def kept_by(text: str) -> dict[str, Any]:
@@ -788,3 +795,16 @@ def test_a_home_that_cannot_be_is_a_sentence(
     file.write_text("")
     assert main(["--port", "0", "--home", str(file / "home")]) == 3
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_what_fails_while_replies_are_prepared_is_told_and_gives_send_back() -> None:
+    def ask(stop: Any) -> Iterator[tuple[Any, ...]]:
+        yield ("busy", "so far")
+        raise MemoryError("no room")
+
+    stops = SimpleNamespace(new=lambda browser, place: SimpleNamespace(forget=False))
+    buttons = SendStop(SimpleNamespace(stops=stops), "here", None, None)  # type: ignore[arg-type]
+    rows = list(buttons._run(ask, 2)(SimpleNamespace(session_hash="x")))
+    assert rows[0][:2] == ("busy", "so far") and rows[0][2]["interactive"] is False
+    assert "The page failed at this (MemoryError)" in str(rows[1][0])
+    assert rows[1][2]["interactive"] is True and rows[1][3]["visible"] is False

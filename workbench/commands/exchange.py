@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from vectors.errors import InputError
+from vectors.paths import expanded
 from workbench.commands.shared import Session, command
 from workbench.commands.show import size, stages
 
@@ -53,7 +54,7 @@ def export(
     with stages(session.err) as say:
         told = session.wb.export(
             ref,
-            path.expanduser(),
+            expanded(path),
             format=format,
             force=force,
             blocks=blocks,
@@ -102,7 +103,7 @@ def import_(
     """
     with stages(session.err) as say:
         told = session.wb.import_(
-            path.expanduser(),
+            expanded(path),
             name,
             format=format,
             contrast=contrast,

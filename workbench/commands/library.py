@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from vectors.errors import InputError, NameTaken, OutOfSpace
+from vectors.paths import expanded
 from workbench.commands import library_history, library_merge, library_sign, library_upkeep
 from workbench.commands.library_sign import signature_words
 from workbench.commands.results import draw_verdict
@@ -163,7 +164,7 @@ def materialise(
     """Write the base plus task vectors as a checkpoint folder."""
     from workbench.merging.made import made_on  # noqa: PLC0415  # help is light
 
-    target = out.expanduser().resolve()
+    target = expanded(out).resolve()
     if target.exists():
         raise NameTaken(f"{target} exists; name a folder that is not there yet.")
     model = session.model()

@@ -20,6 +20,7 @@ from vectors.formats.native import read_vector
 from vectors.formats.peft import CONFIG, WEIGHTS, read_lora
 from vectors.formats.tuned import check_same_model, is_tied, tuned_tensors
 from vectors.grammar import check_name
+from vectors.paths import expanded
 from vectors.store import Entry
 from vectors.store.checkpoint import Checkpoint
 from vectors.tasks import Recipe
@@ -313,7 +314,7 @@ def _mergekit(
 
 
 def _names(base: str, model: Model, called: str) -> bool:
-    folder = Path(base).expanduser()
+    folder = expanded(base)
     if folder.is_dir():
         return folder.resolve() == model.folder.resolve()
     return base in (model.name, called)

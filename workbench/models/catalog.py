@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from vectors.errors import DownloadFailed, InputError, ModelNotSupported, NameNotFound
+from vectors.paths import expanded
 from vectors.store import DIGEST_CACHE, base_digest
 from workbench.models.bundled import BUNDLED, bundled_model
 from workbench.settings import WINDOW, Home
 
-__all__ = ["Model", "find_model", "list_models", "remember"]
+__all__ = ["Model", "find_model", "from_anywhere", "list_models", "remember"]
 
 USUAL_WINDOW = 4096
+NAME_MAX = 255  # bytes that a file system takes for one part of a path
 WEIGHTS = "*.safetensors"
 SIZES = {BUNDLED: "135M parameters, bundled, 269 MB on disk"}
 
@@ -94,22 +96,39 @@ def find_model(home: Home, name: str, report: Report = lambda share, words: None
 def _folder(home: Home, name: str, report: Report) -> Path:
     if name == BUNDLED:
         return bundled_model(home.models, report)
-    if not name or len(name) > 400 or "\0" in name:
+    long = any(len(os.fsencode(part)) > NAME_MAX for part in name.split("/"))
+    if not name or long or len(name) > 400 or "\0" in name:
         raise NameNotFound("A model needs a name; try 'workbench models list'.")
     remembered = _remembered(home).get(name)
     if remembered and Path(remembered).is_dir():
         return Path(remembered)
-    inside = home.models / name
-    if "/" not in name and name not in (".", "..") and inside.is_dir():
+    if (inside := _inside(home, name)) is not None:
         return inside
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser().resolve()
+    if expanded(name).is_dir():
+        return expanded(name).resolve()
     if name.count("/") == 1 and not name.startswith(("/", ".", "~")):
         return _download(home, name, report)
     raise NameNotFound(
         f"There is no model {name[:80]!r}; name one of 'workbench models list', a folder with a "
         "checkpoint, or a Hugging Face model as owner/name."
     )
+
+
+def _inside(home: Home, name: str) -> Path | None:
+    """The folder of that name among the home's own models."""
+    inside = home.models / name
+    return inside if "/" not in name and name not in (".", "..") and inside.is_dir() else None
+
+
+def from_anywhere(home: Home, name: str) -> str:
+    """The same model by a name that does not depend on the folder in which one stands.
+
+    Raises:
+        InputError: a path of a user without a home.
+    """
+    if name == BUNDLED or name in _remembered(home) or _inside(home, name):
+        return name
+    return str(expanded(name).resolve()) if expanded(name).is_dir() else name
 
 
 def _download(home: Home, name: str, report: Report) -> Path:
@@ -194,7 +213,7 @@ def _size(count: int) -> str:
 
 def remember(home: Home, name: str, folder: Path) -> Model:
     """Add a local folder to the list under `name`; the folder stays where it is."""
-    model = describe(name, folder.expanduser().resolve())
+    model = describe(name, expanded(folder).resolve())
     rows = {**_remembered(home), name: str(model.folder)}
     file = home.models / "folders.json"
     temporary = file.with_suffix(".tmp")

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 from vectors.errors import DoseError, InputError, ModelMismatch, NameNotFound, NameTaken
 from vectors.grammar import check_dose, parse_tasks
+from vectors.paths import expanded
 from vectors.store.reference import check_new_name
 from vectors.tasks import Operation
 from vectors.types import Method
@@ -81,7 +82,7 @@ class Extract(_Parameters):
     contrast: str = Field(min_length=1, max_length=4096)
     name: Name
     method: Method = Method.MEAN_DIFFERENCE
-    position: Literal["completion-mean", "last", "prompt-last"] = "completion-mean"
+    position: Literal["completion-mean", "last"] = "completion-mean"
     reader: Literal["model", "engine"] = "model"
 
 
@@ -245,7 +246,7 @@ def checked(kind: str, parameters: Mapping[str, Any], workbench: Workbench) -> d
             if workbench.contrast.get(asked.contrast).by_instruction:
                 raise InputError("The gradient needs completions; name a set that has them.")
             if asked.data:
-                found["data"] = str(Path(asked.data).expanduser().resolve())
+                found["data"] = str(expanded(asked.data).resolve())
                 parse_chats(Path(found["data"]))
             if asked.task:
                 _must_fit(asked, {asked.task: TASK}, workbench)
@@ -280,7 +281,7 @@ def _contrast(named: str, workbench: Workbench) -> str:
     workbench.contrast.get(named)
     if named in workbench.contrast.names():
         return named
-    return str(Path(named).expanduser().resolve())
+    return str(expanded(named).resolve())
 
 
 def _data(asked: Learn, workbench: Workbench) -> dict[str, str]:
@@ -292,7 +293,7 @@ def _data(asked: Learn, workbench: Workbench) -> dict[str, str]:
             f"set, with a side); {len(given)} were given."
         )
     paths = {
-        name: str(Path(getattr(asked, name)).expanduser().resolve())
+        name: str(expanded(getattr(asked, name)).resolve())
         for name in ("data", "instructions", "replay_file")
         if getattr(asked, name)
     }

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -90,9 +91,13 @@ class Progress:
 
     def event(self, **values: Any) -> None:
         """Note a measurement."""
-        if self.folder is not None:
-            with open(self.folder / "events.jsonl", "a") as file:
-                file.write(json.dumps(values) + "\n")
+        if self.folder is None:
+            return
+        with open(self.folder / "events.jsonl", "ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            # What was cut off before must not take this line with it.
+            cut = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+            file.write(b"\n" * cut + json.dumps(values).encode() + b"\n")
 
     def say(self, **changes: Any) -> None:
         """Replace the recorded state; a share is one of the whole run."""

@@ -105,7 +105,7 @@ class RunView(BaseModel):
         except OSError:
             return []
         # What follows the last line break is a line half-written at the moment of reading.
-        return [json.loads(line) for line in text.split("\n")[after:-1]]
+        return [_event(line) for line in text.split("\n")[after:-1]]
 
     def result(self) -> dict[str, Any]:
         """What came out; empty until the run is done."""
@@ -122,6 +122,15 @@ class RunView(BaseModel):
             )
         except OSError:
             return ""
+
+
+def _event(line: str) -> dict[str, Any]:
+    """A line that a full disk or a kill cut off is an event of no kind."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {"kind": ""}
+    return found if isinstance(found, dict) else {"kind": ""}
 
 
 def write_json(path: Path, value: Any) -> None:

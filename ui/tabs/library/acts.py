@@ -34,6 +34,7 @@ def acts(session: Session, shelf: Shelf, tab: gr.Tab) -> None:
             restore = gr.Button("Restore", scale=0, min_width=140, elem_id="library-restore")
         undo = gr.Button("Nothing to undo", interactive=False, elem_id="library-undo")
     last = gr.State(0)
+    doomed = gr.State("")
     bin_ = [gone_row, gone]
     undoing = [undo, last]
 
@@ -45,9 +46,9 @@ def acts(session: Session, shelf: Shelf, tab: gr.Tab) -> None:
 
     def asked(chosen: str | None) -> tuple[Any, ...]:
         words = f"Delete '{named(chosen)}'? Its revisions are kept, so that it can be restored."
-        return say(note(words)), gr.update(visible=True)
+        return say(note(words)), gr.update(visible=True), named(chosen)
 
-    def deleted(chosen: str | None) -> tuple[Any, ...]:
+    def deleted(chosen: str) -> tuple[Any, ...]:
         session.wb.library.delete(named(chosen))
         words = say(note(f"'{chosen}' is deleted; 'Restore' brings it back.", "good"))
         return words, *filled(session, None), gr.update(visible=False), *_gone(session)
@@ -67,9 +68,10 @@ def acts(session: Session, shelf: Shelf, tab: gr.Tab) -> None:
 
     outputs, box = shelf.outputs, shelf.box
     rename.click(told(3)(renamed), [shelf.entry, name], outputs, **QUIET)
-    delete.click(told(1)(asked), shelf.entry, [box, sure], **STILL)
+    delete.click(told(2)(asked), shelf.entry, [box, sure, doomed], **STILL)
     no.click(_kept, None, [box, sure], **STILL)
-    yes.click(told(6)(deleted), shelf.entry, [*outputs, sure, *bin_], **QUIET)
+    # The one that was asked about, whichever is chosen by now.
+    yes.click(told(6)(deleted), doomed, [*outputs, sure, *bin_], **QUIET)
     restore.click(told(5)(restored), gone, [*outputs, *bin_], **QUIET)
     undo.click(told(7)(undone), [last, shelf.entry], [*outputs, *bin_, *undoing], **QUIET)
     session.on_show(tab, look, [shelf.entry], sight, [*bin_, *undoing])

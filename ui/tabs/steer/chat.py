@@ -22,14 +22,19 @@ Turns = list[dict[str, str]]
 def text_of(message: Any) -> str:
     """The text of a chat message; the chat box gives it back in blocks."""
     content = message["content"]
+    if isinstance(content, dict):
+        content = [content]
     if not isinstance(content, str):
         content = "".join(block.get("text", "") for block in content if isinstance(block, dict))
     return html.unescape(content)
 
 
-def shown(turns: Turns) -> Turns:
-    """Chat messages for the chat box, which would take tags in a reply for markup."""
-    return [{**turn, "content": html.escape(turn["content"], quote=False)} for turn in turns]
+def shown(turns: Turns) -> list[dict[str, Any]]:
+    """Chat messages for the chat box, which would take tags in a reply for markup, and tidy plain text up."""
+    return [
+        {**turn, "content": {"type": "text", "text": html.escape(turn["content"], quote=False)}}
+        for turn in turns
+    ]
 
 
 def turns_of(history: list[Any] | None) -> Turns:

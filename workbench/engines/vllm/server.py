@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 
-from vectors.errors import BackendUnavailable, EngineFailed, InputError
+from vectors.errors import BackendUnavailable, Cancelled, EngineFailed, InputError
 from workbench.engines.vllm.gpu import gpu_share, has_cuda
 from workbench.engines.vllm.registration import Registration, find, read, write
 from workbench.engines.vllm.settings import LORAS, LoraSlots
@@ -70,6 +70,7 @@ class EngineServer:
 
         Raises:
             EngineFailed: it died or did not become ready in time.
+            Cancelled: `cancel` said so; the engine goes on starting.
         """
         limit = time.monotonic() + START_LIMIT
         while time.monotonic() < limit:
@@ -78,8 +79,8 @@ class EngineServer:
             if now.state == "ready":
                 return now
             if cancel():
-                self.stop()
-                raise EngineFailed("The start of the engine was cancelled.")
+                # Others may wait for it, too; who wants it ended stops it.
+                raise Cancelled("Waiting for the engine was cancelled.")
             time.sleep(0.25)
         self.stop()
         raise EngineFailed(f"The engine was not ready after {START_LIMIT:.0f} s; see {self.log}.")
