@@ -89,7 +89,9 @@ def _head(session: Session) -> None:
     ) as printed:
         lines = gr.HTML(elem_id="engine-lines")
 
-    def draw() -> tuple[Any, ...]:
+    known = gr.State("")
+
+    def draw(seen: str) -> tuple[Any, ...]:
         now = session.engine_status()
         stage = "" if now.stage == now.state else now.stage
         words = " · ".join(part for part in (stage, _spent(now), now.error) if part)
@@ -100,23 +102,32 @@ def _head(session: Session) -> None:
             gr.update(interactive=begun),
             gr.update(visible=now.state in ("starting", "failed")),
             log_box(now.log) or "Nothing yet.",
+            *named(seen),
         )
 
-    def load() -> Any:
+    def named(seen: str) -> tuple[Any, str]:
+        """The model in use and its name, where another tab has chosen it since this one looked."""
+        name = session.wb.model_name
+        if name == seen:
+            return gr.skip(), name
+        return gr.update(choices=_models(session), value=name), name
+
+    def load() -> tuple[Any, str]:
         session.greet()
-        return gr.update(choices=_models(session), value=session.wb.model_name)
+        return named("")
 
-    def use(name: str | None) -> None:
+    def use(name: str | None) -> str:
         session.use_model(name or "")
+        return session.wb.model_name
 
-    drawn = [chip, start, stop, printed, lines]
-    gr.Timer(PACE).tick(draw, outputs=drawn, **STILL)
-    session.page.load(told(1)(load), outputs=[box, model], **STILL).then(
-        draw, outputs=drawn, **STILL
+    drawn = [chip, start, stop, printed, lines, model, known]
+    gr.Timer(PACE).tick(draw, known, drawn, **STILL)
+    session.page.load(told(2)(load), outputs=[box, model, known], **STILL).then(
+        draw, known, drawn, **STILL
     )
-    model.input(told(0)(use), model, box, **STILL).then(draw, outputs=drawn, **STILL)
+    model.input(told(1)(use), model, [box, known], **STILL).then(draw, known, drawn, **STILL)
     for button, act in ((start, session.start_engine), (stop, session.stop_engine)):
-        button.click(told(0)(_silent(act)), outputs=box, **STILL).then(draw, outputs=drawn, **STILL)
+        button.click(told(0)(_silent(act)), outputs=box, **STILL).then(draw, known, drawn, **STILL)
 
 
 def _silent(act: Any) -> Any:

@@ -77,9 +77,10 @@ class Session:
         """Stop the engine.
 
         Raises:
-            EngineFailed: its start has not come far enough to be stopped.
+            EngineFailed: its start has not come far enough to be stopped, or a run uses it.
         """
         self._must_not_be_starting()
+        self._must_not_be_used()
         self._error = ""
         self.wb.stop_engine()
 
@@ -101,6 +102,7 @@ class Session:
         if name.strip() == self.wb.model_name:
             return
         self._must_not_be_starting()
+        self._must_not_be_used()
         self.base = self._error = ""
         self.wb.use_model(name.strip())
         if self.autostart:
@@ -109,6 +111,15 @@ class Session:
     def _must_not_be_starting(self) -> None:
         if self.starting:
             raise EngineFailed("The model is still being fetched; wait a moment and try again.")
+
+    def _must_not_be_used(self) -> None:
+        """A run that has attached to the engine of this process would fail with it."""
+        busy = [view.id for view in self.wb.runs.list() if not view.ended]
+        if busy and self.wb.owns_engine:
+            raise EngineFailed(
+                f"The run {busy[0]} may need the engine that would stop; wait for its end, or cancel "
+                "it first."
+            )
 
     # -- events ---------------------------------------------------------------------------------
 

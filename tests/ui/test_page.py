@@ -37,6 +37,7 @@ from ui.talk import SendStop
 from vectors.errors import ContrastSetError, EngineFailed, GrammarError, InputError
 from vectors.types import SteeringVector
 from workbench.engines.base import LoraReceipt, Receipt, Reply
+from workbench.engines.vllm.watchdog import mark
 from workbench.runs.record import RunRecord, RunState, read_run, write_json
 from workbench.service import Workbench
 from workbench.train.config import TrainConfig
@@ -713,6 +714,34 @@ def test_a_model_that_is_not_there_fails_in_words(session: Session) -> None:
         time.sleep(0.05)
     status = session.engine_status()
     assert status.state == "failed" and "no-such-model" in status.error
+
+
+def test_an_engine_that_a_run_may_need_is_not_stopped(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Workbench, "owns_engine", True)
+    view = a_run(session.wb, "train", "running")
+    path = view.folder / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "process": mark(), "ended_at": 0}))
+    assert not read_run(view.folder).ended
+    for act in (session.stop_engine, lambda: session.use_model("another")):
+        with pytest.raises(EngineFailed, match=f"The run {view.id} may need the engine"):
+            act()
+    # An engine that somebody else started does not stop with this page.
+    monkeypatch.setattr(Workbench, "owns_engine", False)
+    session.stop_engine()
+
+
+def test_a_page_hears_of_a_model_that_another_tab_has_chosen(session: Session) -> None:
+    page = make_page(session)
+    draw = next(f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "draw")
+    *_, update, known = draw("")
+    assert update["value"] == known == session.wb.model_name
+    *_, update, known = draw(known)
+    assert "value" not in update, "what is typed at the moment is left alone"
+    session.wb.use_model("another")
+    *_, update, known = draw(known)
+    assert update["value"] == known == "another" and ("another", "another") in update["choices"]
 
 
 def test_an_empty_model_is_refused(session: Session) -> None:

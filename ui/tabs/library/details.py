@@ -12,6 +12,7 @@ from ui.forms import QUIET, notice, say, told
 from ui.markup import facts, note, number, size, when
 from ui.session import Session
 from ui.tabs.library.shelf import named
+from vectors.formats import write_atomic
 
 __all__ = ["details"]
 
@@ -108,5 +109,5 @@ def _exported(session: Session, found: Any) -> Path:
     target = folder / f"{found.name}.safetensors"
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(session.wb.library.read_file(found, VECTOR_FILE))
+        write_atomic(target, session.wb.library.read_file(found, VECTOR_FILE))
     return target

@@ -53,7 +53,9 @@ def all_runs(session: Session, tab: gr.Tab) -> None:
         ]  # fmt: skip
         names = [v.id for v in views]
         kept = run_id if run_id in names else (names[0] if names else None)
-        return (rows, gr.update(choices=names, value=kept), *described(kept, mark))
+        # An answer may come late, and must not take back what was chosen meanwhile.
+        value: dict[str, Any] = {} if kept == run_id else {"value": kept}
+        return (rows, gr.update(choices=names, **value), *described(kept, mark))
 
     def described(run_id: str | None, mark: str) -> tuple[Any, ...]:
         if not run_id:
