@@ -116,16 +116,16 @@ def _head(session: Session) -> None:
         session.greet()
         return named("")
 
-    def use(name: str | None) -> str:
+    def use(name: str | None) -> None:
         session.use_model(name or "")
-        return session.wb.model_name
 
     drawn = [chip, start, stop, printed, lines, model, known]
     gr.Timer(PACE).tick(draw, known, drawn, **STILL)
     session.page.load(told(2)(load), outputs=[box, model, known], **STILL).then(
         draw, known, drawn, **STILL
     )
-    model.input(told(1)(use), model, [box, known], **STILL).then(draw, known, drawn, **STILL)
+    # One that was refused is not left standing.
+    model.input(told(0)(use), model, box, **STILL).then(lambda: draw(""), None, drawn, **STILL)
     for button, act in ((start, session.start_engine), (stop, session.stop_engine)):
         button.click(told(0)(_silent(act)), outputs=box, **STILL).then(draw, known, drawn, **STILL)
 

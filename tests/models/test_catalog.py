@@ -164,3 +164,7 @@ def test_a_model_is_named_so_that_it_is_found_from_anywhere(home, copy, monkeypa
     for name in (copy.name, f"./{copy.name}", f"../{copy.parent.name}/{copy.name}", str(copy)):
         assert from_anywhere(home, name) == str(copy)
     assert kept.is_dir()
+    for name in ("a" * 500, "a/" + "b" * 300, "a\0b"):
+        assert from_anywhere(home, name) == name
+        with pytest.raises(NameNotFound):
+            find_model(home, name)

@@ -312,7 +312,6 @@ def test_wrong_data_is_told_before_a_run_begins(wb, tmp_path, given, words):
     ("lines", "held"),
     [
         ([f"prompt {n}" for n in range(10)], 2),
-        (["one", "two"] * 10, 0),  # nothing would be left that is not asked for
         ([f"prompt {n % 25}" for n in range(100)], 20),
         ([f"prompt {n}" for n in range(4)], 0),
         ([f"prompt {n}" for n in range(400)], 48),
@@ -330,6 +329,17 @@ def test_conversations_that_begin_alike_are_learnt_or_held_out_together(tmp_path
     assert len(numbers) == held
     asked = {n: chat.messages[0].content for n, chat in file.lines.items()}
     assert not {asked[n] for n in numbers} & {asked[n] for n in asked.keys() - numbers}
+
+
+@pytest.mark.parametrize(("different", "held"), [(20, 4), (2, 0)])
+def test_where_all_conversations_begin_alike_the_equal_stay_together(tmp_path, different, held):
+    rows = [
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"r{n}"}]}
+        for n in list(range(different)) * (20 // different)
+    ]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(_held_out(parse_chats(path))) == held
 
 
 def test_of_held_out_prompts_the_sides_are_not_learnt_either(wb, tmp_path):

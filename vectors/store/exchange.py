@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vectors.errors import InputError, NameNotFound, NameTaken, StoreCorrupt, WorkbenchError
 from vectors.formats.canonical import canonical_json
@@ -43,7 +43,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 M = TypeVar("M", bound=BaseModel)
 Number = Annotated[int, Field(ge=1, le=MOST_REVISIONS)]
-Time = Annotated[str, AfterValidator(check_time)]
 
 
 class _Format(BaseModel):
@@ -59,7 +58,7 @@ class _Names(BaseModel):
     version: Literal[1] = Field(1, alias="schema")
     name: str
     kind: Kind
-    revisions: tuple[tuple[Number, Digest, Time], ...] = Field(min_length=1)
+    revisions: tuple[tuple[Number, Digest, str], ...] = Field(min_length=1)
     tags: dict[str, Number] = {}
 
 
@@ -67,7 +66,7 @@ class _Attested(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
-    created: Time
+    created: str
 
 
 @dataclass
@@ -335,6 +334,14 @@ class Exchange:
             stored = file.removesuffix(".json")
             data = self._remote.read(key) or (b"", "")
             said = _parsed(_Attested, data[0], f"{self._remote.url}/{key}")
+            try:
+                # It says which of several is the newest.
+                check_time(said.created)
+            except ValueError as error:
+                raise StoreCorrupt(
+                    f"{self._remote.url}/{key} has the time {said.created[:40]!r} ({error}); see to the "
+                    "clocks here and where it was pushed, or remove that file."
+                ) from error
             return Row(digest, said.kind, stored, said.created)
 
         return self._each(read, keys)

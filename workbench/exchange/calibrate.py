@@ -15,7 +15,7 @@ from workbench.data.contrast import ContrastSet
 from workbench.data.templates import sample
 from workbench.extract.extract import USABLE_DEPTH
 from workbench.extract.readers import ModelReader
-from workbench.extract.realise import realise
+from workbench.extract.realise import asking, realise
 from workbench.models.capture import block_means
 from workbench.models.loading import LoadedModel
 
@@ -43,6 +43,7 @@ def measure(
 
     The same norms, measures and choice of a block as when a vector is extracted here.
     """
+    asked = asking(contrast)
     contrast = (
         realise(ModelReader(loaded), contrast, report) if contrast.by_instruction else contrast
     )
@@ -68,7 +69,12 @@ def measure(
     norms = {b: float(train_LN[b].mean()) for b in directions}
     info = {
         "model": loaded.info.name,
-        "contrast": {"name": contrast.name, "digest": contrast.digest, "pairs": len(pairs)},
+        "contrast": {
+            "name": contrast.name,
+            "digest": contrast.digest,
+            "pairs": len(pairs),
+            **asked,
+        },
         "held_out": asdict(found[best]),
     }
     calibration = Calibration(

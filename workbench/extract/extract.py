@@ -17,7 +17,7 @@ from vectors.types import Method, SteeringVector
 from workbench.data.contrast import ContrastPair, ContrastSet
 from workbench.data.templates import Sample, sample
 from workbench.extract.readers import Reader
-from workbench.extract.realise import realise
+from workbench.extract.realise import asking, realise
 from workbench.models.capture import Position
 from workbench.settings import package_version
 
@@ -87,11 +87,8 @@ def extract(
             "direction; choose completion-mean or last."
         )
     started = time.monotonic()
-    asked = {}
-    if contrast.by_instruction:
-        # What verification compares with: the prompt that simply asks.
-        asked = {"instruction": contrast.pairs[0].positive_instruction}
-        contrast = realise(reader, contrast, report)
+    asked = asking(contrast)
+    contrast = realise(reader, contrast, report) if contrast.by_instruction else contrast
     pairs = [*contrast.train, *contrast.held_out]
     sides = [_samples(reader, pairs, side) for side in ("positive", "negative")]
     means_LND, norms_LN = reader.means([*sides[0], *sides[1]], position, report)

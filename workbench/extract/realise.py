@@ -8,7 +8,14 @@ from vectors.errors import ContrastSetError, NotSteerable
 from workbench.data.contrast import ContrastPair, ContrastSet, check_whole
 from workbench.extract.readers import Reader
 
-__all__ = ["realise"]
+__all__ = ["asking", "realise"]
+
+
+def asking(contrast: ContrastSet) -> dict[str, str]:
+    """For a vector's notes: the prompt that simply asks, with which verification compares."""
+    return (
+        {"instruction": contrast.pairs[0].positive_instruction} if contrast.by_instruction else {}
+    )
 
 
 def realise(

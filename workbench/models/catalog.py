@@ -116,8 +116,12 @@ def _folder(home: Home, name: str, report: Report) -> Path:
 
 def _inside(home: Home, name: str) -> Path | None:
     """The folder of that name among the home's own models."""
-    inside = home.models / name
-    return inside if "/" not in name and name not in (".", "..") and inside.is_dir() else None
+    if "/" in name or name in (".", ".."):
+        return None
+    try:
+        return inside if (inside := home.models / name).is_dir() else None
+    except (OSError, ValueError):
+        return None
 
 
 def from_anywhere(home: Home, name: str) -> str:
@@ -128,7 +132,10 @@ def from_anywhere(home: Home, name: str) -> str:
     """
     if name == BUNDLED or name in _remembered(home) or _inside(home, name):
         return name
-    return str(expanded(name).resolve()) if expanded(name).is_dir() else name
+    try:
+        return str(expanded(name).resolve()) if expanded(name).is_dir() else name
+    except (OSError, ValueError):
+        return name  # no path at all, which whoever looks for the model will say
 
 
 def _download(home: Home, name: str, report: Report) -> Path:

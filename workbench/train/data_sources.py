@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
 from vectors.errors import InputError, RunFailed
-from workbench.data.chat import ChatFile
+from workbench.data.chat import Chat, ChatFile
 from workbench.data.contrast import ContrastPair, ContrastSet
 from workbench.data.instructions import Instructed
 from workbench.data.templates import context_ids, instructed, turn_ids
@@ -32,6 +32,7 @@ class ChatSource:
 
     A fifth of the conversations, at most 48, is held out, chosen by the hash of their content, and
     those that begin alike together, so that nobody is asked what was learnt; of fewer than five none is.
+    Where too many begin alike, those that are equal stay together.
     """
 
     file: ChatFile
@@ -54,13 +55,21 @@ class ChatSource:
 
 def _held_out(file: ChatFile) -> set[int]:
     """Numbers of the lines that are held out."""
-    alike: dict[str, list[int]] = {}
-    for number in sorted(file.lines, key=lambda number: file.lines[number].key):
-        chat = file.lines[number]
-        alike.setdefault(repr(chat.before(chat.decisions[0])), []).append(number)
     room = min(MOST_HELD_OUT, len(file.lines) // 5)
+    return _whole_groups(file, room, _beginning) or _whole_groups(file, room, lambda c: c.key)
+
+
+def _beginning(chat: Chat) -> str:
+    return repr(chat.before(chat.decisions[0]))
+
+
+def _whole_groups(file: ChatFile, room: int, alike: Callable[[Chat], str]) -> set[int]:
+    """Lines in the order of their hashes, as many as there is room for, those that are alike together."""
+    groups: dict[str, list[int]] = {}
+    for number in sorted(file.lines, key=lambda number: file.lines[number].key):
+        groups.setdefault(alike(file.lines[number]), []).append(number)
     held: set[int] = set()
-    for numbers in alike.values():
+    for numbers in groups.values():
         if len(held) + len(numbers) <= room:
             held.update(numbers)
     return held
