@@ -12,7 +12,18 @@ import gradio as gr
 from ui.markup import alert
 from vectors.errors import InputError, WorkbenchError
 
-__all__ = ["QUIET", "STILL", "as_number", "as_numbers", "changed", "notice", "say", "told", "typed"]
+__all__ = [
+    "QUIET",
+    "STILL",
+    "as_number",
+    "as_numbers",
+    "changed",
+    "fault",
+    "notice",
+    "say",
+    "told",
+    "typed",
+]
 
 log = logging.getLogger("ui")
 
@@ -43,6 +54,12 @@ def changed(updates: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
     )
 
 
+def fault(error: Exception) -> str:
+    """Log an error of ours that is being handled, and give the sentence that the page shows for it."""
+    log.exception("a handler of the page failed")
+    return alert(f"The page failed at this ({type(error).__name__}); its terminal says more.")
+
+
 def told(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turn a handler's errors into sentences.
 
@@ -58,9 +75,7 @@ def told(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             except WorkbenchError as error:
                 return (say(alert(str(error))), *[gr.skip()] * count)
             except Exception as error:
-                log.exception("a handler of the page failed")
-                words = f"The page failed at this ({type(error).__name__}); its terminal says more."
-                return (say(alert(words)), *[gr.skip()] * count)
+                return (say(fault(error)), *[gr.skip()] * count)
             values = out if isinstance(out, tuple) else (out,) if count else ()
             return values if len(values) == count + 1 else (say(), *values)
 

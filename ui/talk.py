@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from ui.forms import QUIET, STILL, say
+from ui.forms import QUIET, STILL, fault, say
 from ui.heat import heat
 from ui.markup import alert, note, receipt
 from ui.session import Session
@@ -18,7 +17,6 @@ from vectors.errors import WorkbenchError
 
 __all__ = ["Ask", "SendStop", "failures", "proof", "waiting"]
 
-log = logging.getLogger("ui")
 Ask = Callable[..., Iterator[tuple[Any, ...]]]
 """A generator of `(stop, *values)`; each thing it yields fills the outputs, a box first."""
 
@@ -85,9 +83,7 @@ class SendStop:
             except (WorkbenchError, ValueError) as error:
                 yield (say(alert(str(error))), *skip[1:], *self._buttons(False))
             except Exception as error:
-                log.exception("replies could not be prepared")
-                words = f"The page failed at this ({type(error).__name__}); its terminal says more."
-                yield (say(alert(words)), *skip[1:], *self._buttons(False))
+                yield (say(fault(error)), *skip[1:], *self._buttons(False))
             else:
                 if not stop.forget:
                     yield (*skip, *self._buttons(False))

@@ -192,11 +192,26 @@ def test_a_request_that_leaves_during_its_swap_blocks_nobody(broken):
 
 
 @pytest.fixture
-def post(tmp_path, monkeypatch):
-    """Post to a path of a server that would answer anything; return status and text."""
+def weights(tmp_path, monkeypatch):
+    """The folder of a gate's weights."""
     for name in ("WORKBENCH_WEIGHTS", "WORKBENCH_CHECKPOINT"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.delenv("WORKBENCH_TOKEN", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def digest(weights):
+    """Of weights that are materialised."""
+    found = "a" * 64
+    (weights / found).mkdir()
+    (weights / found / "config.json").write_text("{}")
+    return found
+
+
+@pytest.fixture
+def post(weights):
+    """Post to a path of a server that would answer anything; return status and text."""
     app = FastAPI()
     app.state.engine_client = None
 
@@ -287,13 +302,7 @@ def test_messages_are_refused_by_a_vllm_that_drops_what_steers_them(monkeypatch,
 
 
 @pytest.mark.parametrize("leaves", [True, False])
-def test_for_a_client_that_left_half_way_no_weights_move(tmp_path, monkeypatch, leaves):
-    for name in ("WORKBENCH_WEIGHTS", "WORKBENCH_CHECKPOINT"):
-        monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.delenv("WORKBENCH_TOKEN", raising=False)
-    digest = "a" * 64
-    (tmp_path / digest).mkdir()
-    (tmp_path / digest / "config.json").write_text("{}")
+def test_for_a_client_that_left_half_way_no_weights_move(digest, leaves):
     app = FastAPI()
     app.state.engine_client = None  # so that a swap would fail, and be answered
     app.add_middleware(WeightGate)
@@ -317,13 +326,7 @@ def test_for_a_client_that_left_half_way_no_weights_move(tmp_path, monkeypatch, 
     assert [m["status"] for m in sent if "status" in m] == ([] if leaves else [503])
 
 
-def test_a_client_that_left_while_it_waited_moves_no_weights(tmp_path, monkeypatch):
-    for name in ("WORKBENCH_WEIGHTS", "WORKBENCH_CHECKPOINT"):
-        monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.delenv("WORKBENCH_TOKEN", raising=False)
-    digest = "a" * 64
-    (tmp_path / digest).mkdir()
-    (tmp_path / digest / "config.json").write_text("{}")
+def test_a_client_that_left_while_it_waited_moves_no_weights(digest):
     running, swapped = asyncio.Event(), []
 
     class Client:
